@@ -1,0 +1,1 @@
+"""The host side: ivshmem server, fd holder, regions. May import `idc` only."""

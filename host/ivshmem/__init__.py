@@ -1,0 +1,1 @@
+"""The ivshmem server protocol of QEMU, its two server modes and a client."""

@@ -1,0 +1,1 @@
+"""Builds the guest kernel and root file system from Debian packages. Stands alone."""

@@ -1,0 +1,1 @@
+"""Boots virtual machines, plugs shared memory into them, runs and measures transfers."""
