@@ -1,0 +1,31 @@
+# make demo | test | soak | lint | clean. Each does its own set-up; ARGS reach the command.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := guest host idc images testbed tests
+
+.PHONY: demo test soak lint unit setup setup-dev clean
+
+demo: setup
+	@$(BIN)/testbed demo $(ARGS)
+
+test: setup-dev lint
+	@$(BIN)/pytest -m "not soak" $(ARGS)
+
+soak: setup-dev
+	@$(BIN)/pytest -m soak --timeout 5400 $(ARGS)
+
+lint: setup-dev
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+
+unit: setup-dev
+	@$(BIN)/pytest tests/unit tests/process tests/qtest $(ARGS)
+
+setup:
+	@$(PYTHON) testbed/bootstrap.py run
+
+setup-dev:
+	@$(PYTHON) testbed/bootstrap.py dev
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis idc/_core.c idc/_core*.so
