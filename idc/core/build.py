@@ -1,0 +1,82 @@
+"""Builds the C core as the extension `idc._core` (cffi, API mode). Depends on cffi and a C compiler.
+
+Two ways in: setuptools takes `ffibuilder` from here (`pip install .`, also -e), and running this file
+puts `_core` beside `idc/__init__.py` of this very tree, which is what a build chroot and a working copy need.
+Works from cffi 1.15 (Debian 12) on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "idc" / "core"
+SOURCES = ("ring.c", "wait.c", "copy.c", "loops.c")
+
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla", "-Werror")
+CFLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-pthread", *WARNINGS)
+
+# What cffi generates is not ours to keep free of warnings.
+PRELUDE = """
+#include "idc_core.h"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#pragma GCC diagnostic ignored "-Wpointer-arith"
+#pragma GCC diagnostic ignored "-Wshadow"
+"""
+
+
+def declarations(header: str) -> str:
+    """Return the part of the header between its two cdef marks.
+
+    Raises ValueError when a mark is missing.
+    """
+    found = re.search(r"/\* cdef begin \*/(.*)/\* cdef end \*/", header, re.DOTALL)
+    if found is None:
+        raise ValueError("idc_core.h has lost its 'cdef begin' or 'cdef end' mark; build.py needs both")
+    return found.group(1)
+
+
+def make_ffibuilder() -> FFI:
+    """Return the configured builder; source paths are relative to the project root, as setuptools demands."""
+    ffi = FFI()
+    ffi.cdef(declarations((CORE / "idc_core.h").read_text()))
+    ffi.set_source(
+        "idc._core",
+        PRELUDE,
+        sources=[os.path.relpath(CORE / name, ROOT) for name in SOURCES],
+        include_dirs=[str(CORE)],
+        depends=[str(CORE / "idc_core.h"), str(CORE / "inner.h")],
+        extra_compile_args=list(CFLAGS),
+        extra_link_args=["-pthread"],
+    )
+    return ffi
+
+
+ffibuilder = make_ffibuilder()
+
+
+def build_in_place() -> Path:
+    """Compile in a temporary directory, then put the extension beside idc/__init__.py; returns its path."""
+    with tempfile.TemporaryDirectory(prefix="idc-core-") as scratch:
+        # cffi compiles inside its directory, so the relative source paths must hold there too.
+        shutil.copytree(CORE, Path(scratch) / "idc" / "core", ignore=shutil.ignore_patterns("__pycache__"))
+        built = Path(ffibuilder.compile(tmpdir=scratch))
+        target = ROOT / "idc" / built.name
+        # Replaced by rename: a process that has the old one mapped must not see it change.
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(built, staged)
+        staged.chmod(0o755)
+        staged.replace(target)
+    return target
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{build_in_place()}\n")

@@ -1,0 +1,188 @@
+/* What the files of the core share and nobody else sees: atomics on shared words, ring arithmetic, small copies.
+ *
+ * The shared memory may be a PCI BAR mapping, so shared words see naturally aligned plain loads and stores
+ * only: no locked read-modify-write. Every word is loaded once into a local, and the local is checked.
+ */
+#ifndef IDC_INNER_H
+#define IDC_INNER_H
+#include "idc_core.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the shared words are little-endian; this core does not swap them"
+#endif
+
+enum { SLOT_HEADER = 8, LINE = 64 };
+
+static inline uint64_t load_acquire(const uint64_t *word)
+{
+    return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
+}
+
+static inline uint64_t load_relaxed(const uint64_t *word)
+{
+    return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_relaxed);
+}
+
+static inline void store_release(uint64_t *word, uint64_t value)
+{
+    atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_release);
+}
+
+extern int idc_pause_is_cheap; /* set by idc_wait_setup */
+extern int idc_cpus;
+void idc_wait_setup(void);
+void idc_copy_setup(void);
+
+/* PAUSE leaves the translation loop under TCG (hundreds of ns), so it is used only where it costs little. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    if (idc_pause_is_cheap)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Pulls a line towards this CPU without using its value. A real load, because TCG drops prefetches; in assembly,
+ * because it races with the peer's stores by design and nothing may be concluded from it. */
+static inline void touch_line(const uint8_t *p)
+{
+#if defined(__x86_64__)
+    uint64_t ignored;
+    __asm__ volatile("movq (%1), %0" : "=r"(ignored) : "r"(p));
+#else
+    __builtin_prefetch(p, 0);
+#endif
+}
+
+static inline void copy16(uint8_t *d, const uint8_t *s)
+{
+    memcpy(d, s, 16); /* constant size: one vector move */
+}
+
+/* Up to 64 bytes with overlapping moves and no loop. */
+static inline void copy_small(void *dst, const void *src, uint64_t n)
+{
+    uint8_t *d = dst;
+    const uint8_t *s = src;
+    if (n > 32) {
+        copy16(d, s);
+        copy16(d + 16, s + 16);
+        copy16(d + n - 32, s + n - 32);
+        copy16(d + n - 16, s + n - 16);
+    } else if (n >= 16) {
+        copy16(d, s);
+        copy16(d + n - 16, s + n - 16);
+    } else if (n >= 8) {
+        memcpy(d, s, 8);
+        memcpy(d + n - 8, s + n - 8, 8);
+    } else {
+        for (uint64_t i = 0; i < n; i++)
+            d[i] = s[i];
+    }
+}
+
+static inline void copy_bytes(void *dst, const void *src, uint64_t n)
+{
+    if (n <= 64)
+        copy_small(dst, src, n);
+    else
+        idc_copy(dst, src, n);
+}
+
+static inline bool peer_changed(const struct idc_ring *r)
+{
+    for (uint32_t i = 0; i < r->nwatch; i++)
+        if (load_acquire(r->watch[i].word) != r->watch[i].expected)
+            return true;
+    return false;
+}
+
+static inline int ring_end(struct idc_ring *r, int result)
+{
+    r->ended = result;
+    return result;
+}
+
+/* A peer that starts again stores its new epoch before it resets its words, and we load the word (acquire) before
+ * the watch words: so a word that looks corrupt only because of a restart is always seen with a changed watch. */
+static inline int ring_corrupt(struct idc_ring *r, uint32_t reason, uint64_t value)
+{
+    if (peer_changed(r))
+        return ring_end(r, IDC_PEER);
+    r->reason = reason;
+    r->bad = value;
+    return ring_end(r, IDC_CORRUPT);
+}
+
+static inline uint8_t *slot_at(const struct idc_ring *r, uint64_t index)
+{
+    return r->data + (index & r->mask) * r->slot_size;
+}
+
+/* Free places (producer) or filled ones (byte consumer), by the last good copy of the peer's index. */
+static inline uint64_t known(const struct idc_ring *r)
+{
+    return r->role == IDC_PRODUCER ? r->size - (r->pos - r->peer) : r->peer - r->pos;
+}
+
+/* Takes a new copy of the peer's index. An honest one never goes back, a head never passes my tail, and a tail never
+ * passes my head by more than the ring's size. Acquire: what the index covers is read or overwritten after it. */
+static inline int refresh(struct idc_ring *r)
+{
+    uint64_t seen = load_acquire(r->theirs);
+    uint64_t most = (r->role == IDC_PRODUCER ? r->pos : r->pos + r->size) - r->peer;
+    if (seen - r->peer > most)
+        return ring_corrupt(r, r->role == IDC_PRODUCER ? IDC_REASON_HEAD : IDC_REASON_TAIL, seen);
+    r->peer = seen;
+    return IDC_OK;
+}
+
+/* Message consumer: 1 and its length when the next slot is present, 0 when not yet, or a negative result.
+ * Acquire: the payload is read after the word that says it is complete. */
+static inline int slot_present(struct idc_ring *r, uint32_t *len)
+{
+    uint64_t word = load_acquire((const uint64_t *)slot_at(r, r->pos));
+    uint32_t seq = (uint32_t)word, want = (uint32_t)(r->pos + 1);
+    if (seq == want) {
+        *len = (uint32_t)(word >> 32);
+        return *len <= r->slot_size - SLOT_HEADER ? 1 : ring_corrupt(r, IDC_REASON_LEN, word);
+    }
+    if (seq == (r->pos < r->size ? 0 : want - (uint32_t)r->size))
+        return 0;
+    return ring_corrupt(r, IDC_REASON_SEQ, word);
+}
+
+/* 1 when `need` is there, 0 when not yet, or a negative result. */
+static inline int ready(struct idc_ring *r, uint64_t need)
+{
+    if (r->kind == IDC_MESSAGES && r->role == IDC_CONSUMER) {
+        uint32_t len;
+        return slot_present(r, &len);
+    }
+    if (known(r) >= need)
+        return 1;
+    int rc = refresh(r);
+    return rc != IDC_OK ? rc : known(r) >= need;
+}
+
+/* ready(), and when not: is the connection over? What was published before the end is delivered first, so a
+ * consumer looks again after it saw a watch word change (acquire), and takes less than it needs if that is all. */
+static inline int ready_or_ended(struct idc_ring *r, uint64_t need)
+{
+    int rc = ready(r, need);
+    if (rc != 0 || !peer_changed(r))
+        return rc;
+    if (r->role == IDC_CONSUMER) {
+        rc = ready(r, 1);
+        if (rc != 0)
+            return rc;
+    }
+    return ring_end(r, IDC_PEER);
+}
+#endif

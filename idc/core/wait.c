@@ -1,0 +1,205 @@
+/* Waiting for the peer and waking it: spin while that pays, then arm the event word, look again, and block.
+ * May depend on inner.h, poll(2) and eventfds. */
+#include "inner.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    POLLS_PER_LOOK = 256,        /* polls between looks at the clock and the watch words: a look costs 20 polls */
+    YIELD_AFTER_NS = 20000,      /* a spin this long means the peer may want this very CPU */
+    POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
+    RECHECK_NS = 100000000,      /* the safety recheck */
+    IN_FLIGHT_NS = 5000000,      /* a doorbell this much behind its data was under way, not lost */
+    PROBE_EVERY = 16,            /* waits between attempts to spin when spinning has not paid */
+    SCORE_MAX = 15,
+    SCORE_SPIN = 4,
+};
+
+int idc_pause_is_cheap = 1;
+int idc_cpus = 1;
+
+uint64_t idc_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void idc_wait_setup(void)
+{
+    enum { PAUSES = 64, CHEAP_NS = 100 };
+    idc_cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t best = UINT64_MAX;
+    for (int round = 0; round < 4; round++) {
+        uint64_t start = idc_now_ns();
+        for (int i = 0; i < PAUSES; i++)
+            cpu_relax();
+        uint64_t spent = idc_now_ns() - start;
+        best = spent < best ? spent : best;
+    }
+    idc_pause_is_cheap = best < (uint64_t)PAUSES * CHEAP_NS;
+}
+
+int idc_bell_ring(const struct idc_bell *bell)
+{
+    if (bell->reg != NULL) {
+        *bell->reg = bell->value; /* the fence in idc_notify ordered the data before this store */
+        return IDC_OK;
+    }
+    static const uint64_t one = 1;
+    while (bell->eventfd >= 0 && write(bell->eventfd, &one, sizeof one) < 0) {
+        if (errno == EAGAIN)
+            return IDC_OK; /* the counter is at its limit: it is readable, which is all a doorbell says */
+        if (errno != EINTR)
+            return IDC_EINVAL;
+    }
+    return IDC_OK;
+}
+
+/* 1: fd was readable and is emptied; 0: timeout; or IDC_INTR, IDC_EINVAL. */
+static int sleep_on(int fd, uint64_t ns)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN, .revents = 0};
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    int n = ppoll(&p, 1, &t, NULL);
+    if (n < 0)
+        return errno == EINTR ? IDC_INTR : IDC_EINVAL;
+    if (n == 0)
+        return 0;
+    uint64_t rung;
+    if ((p.revents & POLLIN) == 0 || (read(fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR))
+        return IDC_EINVAL;
+    return 1;
+}
+
+int idc_bell_wait(int fd, int64_t timeout_ns)
+{
+    uint64_t ns = timeout_ns < 0 ? INT64_MAX : (uint64_t)timeout_ns;
+    int rc = sleep_on(fd, ns);
+    if (rc == 0)
+        return IDC_TIMEOUT;
+    return rc == 1 ? IDC_OK : rc;
+}
+
+/* 1 or negative when done, 0 when the budget is spent. The clock is first read after POLLS_PER_LOOK polls, so that a
+ * short wait never pays for it (under TCG it can cost more than the round trip). */
+static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns)
+{
+    uint64_t start = 0, now;
+    const uint8_t *second = r->touch != 0 ? slot_at(r, r->pos) + LINE : NULL;
+    for (uint32_t polls = 1;; polls++) {
+        int rc = ready(r, need);
+        if (rc != 0)
+            return rc;
+        if (second != NULL)
+            touch_line(second); /* it travels with the first line, not after it */
+        cpu_relax();
+        if (polls % POLLS_PER_LOOK != 0)
+            continue;
+        rc = ready_or_ended(r, need);
+        if (rc != 0)
+            return rc;
+        now = idc_now_ns();
+        if (start == 0)
+            start = now;
+        if (now - start >= budget_ns)
+            return 0;
+        if (now - start >= YIELD_AFTER_NS || idc_cpus == 1)
+            sched_yield();
+    }
+}
+
+static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
+{
+    uint64_t event = r->pos + need - (r->role == IDC_PRODUCER ? r->size : 0);
+    for (;;) {
+        store_release(r->my_event, event);
+        /* Orders my event word before my last look for progress. Pairs with the fence in idc_notify between the peer's
+         * publishing and its look at this word: either I see its progress here, or it sees my event and rings. */
+        atomic_thread_fence(memory_order_seq_cst);
+        int rc = ready_or_ended(r, need);
+        if (rc != 0)
+            return rc;
+        uint64_t now = idc_now_ns();
+        if (now >= deadline)
+            return IDC_TIMEOUT;
+        uint64_t left = deadline - now;
+        r->count.sleeps++;
+        rc = sleep_on(r->wake_fd, left < RECHECK_NS ? left : RECHECK_NS);
+        if (rc < 0)
+            return rc;
+        if (rc == 1) {
+            r->count.wakeups++;
+            rc = ready_or_ended(r, need);
+            r->count.spurious += rc == 0;
+        } else if ((rc = ready_or_ended(r, need)) == 1) {
+            int bell = sleep_on(r->wake_fd, IN_FLIGHT_NS);
+            r->count.late += bell == 0;
+            r->count.wakeups += bell == 1;
+        }
+        if (rc != 0)
+            return rc;
+    }
+}
+
+int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout_ns)
+{
+    if (r->ended != IDC_OK)
+        return r->ended;
+    if (need == 0 || need > r->size / 2 || (r->kind == IDC_MESSAGES && need != 1))
+        return IDC_EINVAL;
+    int rc = idc_notify(r); /* what was posted must be announced before I wait for its effect */
+    if (rc != IDC_OK)
+        return rc;
+    /* On one CPU a peer that is a process here cannot move while I spin; one behind a register is another machine. */
+    bool alone = idc_cpus == 1 && r->bell.reg == NULL;
+    bool poll_only = spin_ns < 0 || r->wake_fd < 0;
+    uint64_t budget = poll_only ? POLL_ONLY_NS : (uint64_t)spin_ns;
+    if (timeout_ns >= 0 && budget > (uint64_t)timeout_ns)
+        budget = (uint64_t)timeout_ns;
+    uint64_t spent = 0;
+    if (poll_only || (budget > 0 && !alone && (r->spin_score >= SCORE_SPIN || r->waits % PROBE_EVERY == 0))) {
+        rc = spin(r, need, budget);
+        if (rc == 0 && poll_only)
+            return timeout_ns >= 0 && budget == (uint64_t)timeout_ns ? IDC_TIMEOUT : IDC_INTR;
+        if (rc == 1)
+            r->spin_score = r->spin_score + 4 < SCORE_MAX ? r->spin_score + 4 : SCORE_MAX;
+        else if (r->spin_score > 0)
+            r->spin_score--;
+        r->count.spins_won += rc == 1;
+        spent = budget;
+    }
+    r->waits++;
+    if (rc == 0)
+        rc = sleep_until(r, need, timeout_ns < 0 ? UINT64_MAX : idc_now_ns() + (uint64_t)timeout_ns - spent);
+    return rc == 1 ? IDC_OK : rc;
+}
+
+uint64_t idc_load64(const void *word)
+{
+    return load_acquire(word);
+}
+
+void idc_store64(void *word, uint64_t value)
+{
+    store_release(word, value);
+}
+
+uint32_t idc_load32(const void *word)
+{
+    return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire);
+}
+
+void idc_store32(void *word, uint32_t value)
+{
+    atomic_store_explicit((_Atomic uint32_t *)word, value, memory_order_release);
+}
+
+void idc_fence(void)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+}

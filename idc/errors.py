@@ -1,0 +1,91 @@
+"""What can go wrong between two domains: one tree of exceptions. Depends on nothing.
+
+    IdcError
+    ├── BackPressuredError      nothing to take, or no room, right now; try again or wait
+    ├── TimedOutError           (also a TimeoutError) not within the time given; the connection still stands
+    ├── TooBigError             the message does not fit a slot, or the buffer; nothing was moved
+    ├── MisuseError             (also a ValueError) arguments or state that the library refuses
+    └── DisconnectedError       this connection is over, for good
+        ├── NotConnectedError   there was none yet
+        ├── ClosedError         this side closed it
+        ├── PeerGoneError       the other side closed it, died or started again
+        └── CorruptError        the shared memory holds what no honest peer writes; `reason` says what
+
+Delivery is at most once: after DisconnectedError the fate of what the peer had not answered is unknown.
+"""
+
+from __future__ import annotations
+
+
+class IdcError(Exception):
+    """Base of all errors of the inter-domain communication library."""
+
+
+class BackPressuredError(IdcError):
+    """The ring is full (sending) or empty (receiving) at the moment.
+
+    Attributes:
+        done: bytes moved before that, of a call that moves bytes.
+    """
+
+    def __init__(self, text: str, done: int = 0) -> None:
+        super().__init__(text)
+        self.done = done
+
+
+class TimedOutError(IdcError, TimeoutError):
+    """Not within the time given; the connection still stands.
+
+    Attributes:
+        done: bytes moved before that, of a call that moves bytes.
+    """
+
+    def __init__(self, text: str, done: int = 0) -> None:
+        super().__init__(text)
+        self.done = done
+
+
+class TooBigError(IdcError):
+    """A message longer than a slot of the ring, or than the buffer to receive it; nothing was moved."""
+
+
+class MisuseError(IdcError, ValueError):
+    """Arguments or a state that the library refuses: a mistake of the caller, not of the peer."""
+
+
+class DisconnectedError(IdcError):
+    """This connection is over, for good; attach again for a new one.
+
+    Attributes:
+        done: bytes moved before that, of a call that moves bytes.
+    """
+
+    def __init__(self, text: str, done: int = 0) -> None:
+        super().__init__(text)
+        self.done = done
+
+
+class NotConnectedError(DisconnectedError):
+    """There is no connection yet."""
+
+
+class ClosedError(DisconnectedError):
+    """This side has closed the connection."""
+
+
+class PeerGoneError(DisconnectedError):
+    """The other side closed the connection, died, or started again."""
+
+
+class CorruptError(DisconnectedError):
+    """The shared memory holds what no honest peer writes.
+
+    Attributes:
+        reason: which word, in words.
+        value: what it held.
+    """
+
+    def __init__(self, reason: str, value: int, done: int = 0) -> None:
+        super().__init__(f"corrupt shared memory: {reason} (found {value:#x}); the connection is over", done)
+        self.reason = reason
+        self.value = value

@@ -1,0 +1,226 @@
+"""Rings of messages: whole, in order, at most once.
+
+Depends on idc._core and idc.ringbase. Users import idc.ring.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from idc._core import ffi, lib
+from idc.errors import MisuseError
+from idc.ringbase import DEFAULT_SPIN, Deadline, Ring, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from idc.bell import Bell
+    from idc.words import Memory, Readable
+
+
+class MessageSender(Ring):
+    """The producer's end of a message ring.
+
+    Args:
+        memory: the mapping; writable.
+        control: offset of the ring's 256-byte control block, multiple of 64.
+        data: offset of the slots, multiple of 64.
+        slots: how many, a power of two.
+        slot_size: bytes, multiple of 64; a message holds 8 fewer.
+        bell: wakes the consumer; None for one that only polls.
+        wake_fd: eventfd that the consumer rings when there is room; None to poll only.
+        spin: see `Ring.spin`.
+
+    Raises:
+        MisuseError: sizes or offsets that do not fit each other or the memory.
+    """
+
+    _kind = lib.IDC_MESSAGES
+    _role = lib.IDC_PRODUCER
+
+    def __init__(
+        self,
+        memory: Memory,
+        control: int,
+        data: int,
+        slots: int,
+        slot_size: int,
+        *,
+        bell: Bell | None = None,
+        wake_fd: int | None = None,
+        spin: float = DEFAULT_SPIN,
+    ) -> None:
+        super().__init__(memory, control, data, slots, slot_size, bell, wake_fd, spin)
+        self.max_message = slot_size - 8
+
+    def send(self, message: Readable, *, timeout: float | None = None) -> None:
+        """Send one message.
+
+        Raises:
+            TooBigError: longer than `max_message`.
+            TimedOutError: no room in time; BackPressuredError instead with timeout=0.
+        """
+        self._check_open()
+        buffer = ffi.from_buffer(message)
+        waiting = Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_send(self._ring, buffer, len(buffer), self._spin_ns, waiting.ns)
+            if rc >= 0:
+                return
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+
+    def send_parts(self, parts: Sequence[Readable], *, timeout: float | None = None) -> None:
+        """Send one message gathered from several buffers. Raises as `send`."""
+        self._check_open()
+        vector, keep = gather(parts)
+        waiting = Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_sendv(self._ring, vector, len(keep), self._spin_ns, waiting.ns)
+            if rc >= 0:
+                return
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+
+    def try_send(self, message: Readable) -> bool:
+        """Send one message if there is room now; whether it went."""
+        self._check_open()
+        buffer = ffi.from_buffer(message)
+        rc = lib.idc_msg_send(self._ring, buffer, len(buffer), 0, 0)
+        if rc < 0 and rc != lib.IDC_AGAIN:
+            raise self._fail(rc)
+        return bool(rc >= 0)
+
+    def post(self, message: Readable) -> bool:
+        """Like `try_send`, but a sleeping peer is not woken before `flush` or the next send."""
+        self._check_open()
+        vector, _keep = gather([message])
+        rc = lib.idc_msg_post(self._ring, vector, 1)
+        if rc < 0 and rc != lib.IDC_AGAIN:
+            raise self._fail(rc)
+        return bool(rc >= 0)
+
+    def flush(self) -> None:
+        """Announce what was posted: rings the peer if it sleeps."""
+        self._check_open()
+        if (rc := lib.idc_notify(self._ring)) != lib.IDC_OK:
+            raise self._fail(rc)
+
+    def send_batch(self, messages: Iterable[Readable], *, timeout: float | None = None) -> int:
+        """Send as many of the messages, in order, as there is room for, with one doorbell at most.
+
+        Waits for room for the first. Returns how many went. Raises as `send`.
+        """
+        self._check_open()
+        listed = list(messages)
+        if not listed:
+            return 0
+        joined = ffi.from_buffer(b"".join(listed))
+        lens = ffi.new("uint32_t[]", [len(message) for message in listed])
+        waiting = Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_send_batch(self._ring, joined, lens, len(listed), self._spin_ns, waiting.ns)
+            if rc > 0:
+                return int(rc)
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+
+
+class MessageReceiver(Ring):
+    """The consumer's end of a message ring. Arguments and errors as `MessageSender`."""
+
+    _kind = lib.IDC_MESSAGES
+    _role = lib.IDC_CONSUMER
+
+    def __init__(
+        self,
+        memory: Memory,
+        control: int,
+        data: int,
+        slots: int,
+        slot_size: int,
+        *,
+        bell: Bell | None = None,
+        wake_fd: int | None = None,
+        spin: float = DEFAULT_SPIN,
+    ) -> None:
+        super().__init__(memory, control, data, slots, slot_size, bell, wake_fd, spin)
+        self.max_message = slot_size - 8
+        self._one = ffi.new("uint8_t[]", slot_size)
+        self._many = ffi.NULL
+        self._lens = ffi.NULL
+        self._batch = 0
+
+    def recv(self, *, timeout: float | None = None) -> bytes:
+        """Take the next message.
+
+        Raises:
+            TimedOutError: none came in time; BackPressuredError instead with timeout=0.
+        """
+        self._check_open()
+        waiting = Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_recv(self._ring, self._one, self.max_message, self._spin_ns, waiting.ns)
+            if rc >= 0:
+                return bytes(ffi.buffer(self._one, rc))
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+
+    def try_recv(self) -> bytes | None:
+        """Take the next message if one is there now."""
+        self._check_open()
+        rc = lib.idc_msg_recv(self._ring, self._one, self.max_message, 0, 0)
+        if rc == lib.IDC_AGAIN:
+            return None
+        if rc < 0:
+            raise self._fail(rc)
+        return bytes(ffi.buffer(self._one, rc))
+
+    def recv_into(self, buffer: Memory, *, timeout: float | None = None) -> int:
+        """Take the next message into `buffer`; returns its length.
+
+        Raises:
+            TooBigError: it is longer than the buffer, and stays in the ring.
+            TimedOutError: as `recv`.
+        """
+        self._check_open()
+        into = ffi.from_buffer(buffer, require_writable=True)
+        waiting = Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_recv(self._ring, into, len(into), self._spin_ns, waiting.ns)
+            if rc >= 0:
+                return int(rc)
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+
+    def recv_batch(self, most: int, *, timeout: float | None = None) -> list[bytes]:
+        """Wait for a message, then take it and all that are there, `most` at most. Raises as `recv`."""
+        self._check_open()
+        if most < 1:
+            raise MisuseError(f"recv_batch of {most} messages")
+        if most > self._batch:
+            self._many = ffi.new("uint8_t[]", most * self.max_message)
+            self._lens = ffi.new("uint32_t[]", most)
+            self._batch = most
+        room, waiting = most * self.max_message, Deadline(timeout)
+        while True:
+            rc = lib.idc_msg_recv_batch(
+                self._ring, self._many, room, self._lens, most, self._spin_ns, waiting.ns
+            )
+            if rc > 0:
+                break
+            if rc != lib.IDC_INTR:
+                raise self._fail(rc)
+            waiting.update()
+        lens = ffi.unpack(self._lens, rc)
+        whole = bytes(ffi.buffer(self._many, sum(lens)))
+        at, messages = 0, []
+        for length in lens:
+            messages.append(whole[at : at + length])
+            at += length
+        return messages
