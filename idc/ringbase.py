@@ -174,7 +174,7 @@ class Ring:
                 else "message longer than the buffer; it stays in the ring"
             )
         return MisuseError(
-            f"{ffi.string(lib.idc_result_text(rc)).decode()}: wrong call for this ring, or one of its descriptors"
+            f"{ffi.string(lib.idc_result_text(rc)).decode()}: wrong call for this ring, or a descriptor of it"
             f" (doorbell {self._ring.bell.eventfd}, wake-up {self._ring.wake_fd}) was closed"
         )
 

@@ -7,7 +7,7 @@
 
 enum { POLLS_PER_CLOCK = 1024 };
 
-/* ns left until the deadline as a timeout: at least 1, because 0 would mean "try once". */
+/* ns left until the deadline, 0 when it has passed. */
 static int64_t left_until(uint64_t deadline)
 {
     uint64_t now = idc_now_ns();
@@ -23,8 +23,8 @@ static int poll_word(const uint64_t *word, uint64_t value, uint64_t deadline)
     return IDC_OK;
 }
 
-/* A blocking receive that polling returns from now and then (IDC_INTR after 50 ms) is called again; a signal ends it
- * only when it sleeps, where the caller's interpreter must see it. */
+/* Tries before it looks at the clock, which would be part of the round trip. A blocking call that polling returns from
+ * now and then (IDC_INTR after 50 ms) is made again; a signal ends it only when it sleeps. */
 static int64_t receive(struct idc_ring *rx, void *buf, uint64_t cap, int64_t spin_ns, uint64_t deadline)
 {
     int64_t rc = idc_msg_recv(rx, buf, cap, spin_ns, 0);
@@ -37,6 +37,18 @@ static int64_t receive(struct idc_ring *rx, void *buf, uint64_t cap, int64_t spi
     return rc;
 }
 
+static int64_t transmit(struct idc_ring *tx, const void *buf, uint64_t len, int64_t spin_ns, uint64_t deadline)
+{
+    int64_t rc = idc_msg_send(tx, buf, len, spin_ns, 0);
+    while (rc == IDC_AGAIN || (rc == IDC_INTR && spin_ns < 0)) {
+        int64_t left = left_until(deadline);
+        if (left == 0)
+            return IDC_TIMEOUT;
+        rc = idc_msg_send(tx, buf, len, spin_ns, left);
+    }
+    return rc;
+}
+
 int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline)
 {
     uint8_t small[4096], *buf = rx->slot_size <= sizeof small ? small : malloc(rx->slot_size);
@@ -45,7 +57,7 @@ int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds,
     for (; rc >= 0 && done < rounds; done++) {
         rc = receive(rx, buf, rx->slot_size, spin_ns, deadline);
         if (rc >= 0)
-            rc = idc_msg_send(tx, buf, (uint64_t)rc, spin_ns, left_until(deadline));
+            rc = transmit(tx, buf, (uint64_t)rc, spin_ns, deadline);
         if (rc < 0)
             break;
     }
@@ -63,7 +75,7 @@ int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, ui
     uint64_t done = 0, before = idc_now_ns();
     for (; rc >= 0 && done < n; done++) {
         for (uint64_t i = 0; rc >= 0 && i < per; i++) {
-            rc = idc_msg_send(tx, buf, len, spin_ns, 0);
+            rc = transmit(tx, buf, len, spin_ns, deadline);
             if (rc >= 0)
                 rc = receive(rx, buf, room, spin_ns, deadline);
         }
