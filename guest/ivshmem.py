@@ -1,0 +1,155 @@
+"""Finds an ivshmem device by the name in its region's header page and opens it as an `idc.region.Region`.
+
+Several ivshmem devices look alike on the PCI bus (same vendor, same device, any slot), so the name decides. Register
+offsets are those of QEMU's docs/specs/ivshmem-spec. May import `idc` and `guest.vfio`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import select
+import socket
+import struct
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guest.vfio import SYSFS_DEVICES, Device, DeviceBusyError, VfioError
+from idc.layout import HEADER_BYTES, LayoutError, parse_header
+from idc.region import Region
+from idc.ring import Bell
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterator
+
+VENDOR_DEVICE = ("0x1af4", "0x1110")
+IV_POSITION = 8
+DOORBELL = 12
+_LOCK = Path("/run/idc-ivshmem.lock")
+_NETLINK_KOBJECT_UEVENT = 15
+
+
+class RegionNotFoundError(VfioError):
+    """No ivshmem device of this machine carries the region; the text lists what is there."""
+
+
+def addresses() -> list[str]:
+    """PCI addresses of all ivshmem devices, in bus order."""
+    found = []
+    for device in sorted(SYSFS_DEVICES.iterdir()):
+        ids = tuple((device / name).read_text().strip() for name in ("vendor", "device"))
+        if ids == VENDOR_DEVICE:
+            found.append(device.name)
+    return found
+
+
+def open_region(name: str, timeout: float = 10.0) -> Region:
+    """Open the region called `name`, waiting up to `timeout` seconds for its device to be plugged.
+
+    Raises:
+        RegionNotFoundError: no device carries it; the text says what the devices there do carry.
+        VfioError: the device is there but cannot be opened.
+    """
+    deadline = time.monotonic() + timeout
+    with _uevents() as events:
+        while True:
+            seen: list[str] = []
+            region = _scan(name, seen)
+            if region is not None:
+                return region
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise RegionNotFoundError(
+                    f"no region {name!r} after {timeout:g} s; ivshmem devices here: {'; '.join(seen) or 'none'}")
+            _wait_for_change(events, min(left, 1.0))
+
+
+@contextmanager
+def _uevents() -> Iterator[socket.socket]:
+    """The kernel's own announcements of devices that come and go."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT) as events:
+        events.bind((0, 1))
+        yield events
+
+
+def _wait_for_change(events: socket.socket, timeout: float) -> None:
+    readable, _, _ = select.select([events], [], [], timeout)
+    while readable:  # one plug is many events: take what is there, then look once
+        try:
+            events.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+
+
+def _scan(name: str, seen: list[str]) -> Region | None:
+    # One scan at a time: opening a device to read its name makes it busy for any other scanner.
+    with _LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for address in addresses():
+            try:
+                region = _open(address, name, seen)
+            except DeviceBusyError:
+                seen.append(f"{address} in use")
+            else:
+                if region is not None:
+                    return region
+    return None
+
+
+def _open(address: str, name: str, seen: list[str]) -> Region | None:
+    device = Device(address)
+    try:
+        memory = device.map_bar(2)
+        try:
+            header = parse_header(memory[:HEADER_BYTES], len(memory))
+        except LayoutError as error:
+            seen.append(f"{address} without a valid header ({error})")
+        else:
+            if header.name == name:
+                return _region(device, memory)
+            seen.append(f"{address} carries {header.name!r}")
+        memory.close()
+    except BaseException:
+        device.close()
+        raise
+    device.close()
+    return None
+
+
+def _region(device: Device, memory: mmap.mmap) -> Region:
+    if not device.vectors:  # ivshmem-plain: a read-only member, which nobody rings and which rings nobody
+        def no_bell(member: int, vector: int) -> Bell:
+            raise VfioError(f"{device.address} is a read-only member: it has no doorbell "
+                            f"(asked for member {member}, vector {vector})")
+        return Region(memory, None, (), no_bell, device.close)
+    registers = device.map_bar(0)
+    (member,) = struct.unpack_from("<i", registers, IV_POSITION)
+
+    def bell(peer: int, vector: int) -> Bell:
+        return Bell.mmio(registers, DOORBELL, peer << 16 | vector)
+
+    def release() -> None:
+        registers.close()
+        device.close()
+
+    return Region(memory, member, device.vectors, bell, release)
+
+
+def main() -> None:
+    """List the regions of this machine as JSON, one object a line."""
+    argparse.ArgumentParser(prog="guest.ivshmem", description=main.__doc__).parse_args()
+    for address in addresses():
+        seen: list[str] = []
+        try:
+            _open(address, "", seen)
+        except VfioError as error:
+            seen.append(str(error))
+        print(json.dumps({"address": address, "state": "; ".join(seen)}))  # noqa: T201 - this is its output
+
+
+if __name__ == "__main__":
+    main()

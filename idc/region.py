@@ -1,0 +1,79 @@
+"""A mapped region as one of its members sees it: memory, identity, doorbells out and in.
+
+The same object whether the member is a virtual machine (`guest.ivshmem`) or a host process
+(`host.ivshmem.client`); everything above (channels, transfer) is written against it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import TYPE_CHECKING, Self
+
+from idc.layout import HEADER_BYTES, RegionHeader, parse_header
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable, Sequence
+
+    from idc.ring import Bell
+
+    BellMaker = Callable[[int, int], Bell]
+
+
+class Region:
+    """A region mapped by one member.
+
+    Attributes:
+        memory: the whole region. A writer's mapping is writable, a read-only member's is not.
+        header: the header page, copied once and checked. Presence words change later: read them live.
+        member: this member's id, as the host assigned it; None for a read-only member, which has no doorbells.
+        events: one eventfd for each vector of this member, in order; empty for a read-only member.
+
+    Args:
+        memory: mapping, which this object owns and closes.
+        member: own id.
+        events: own eventfds.
+        bell: makes the doorbell for (peer id, vector).
+        release: called once by `close`, after the mapping is gone, to give back what stands behind it.
+    """
+
+    def __init__(self, memory: mmap.mmap, member: int | None, events: Sequence[int], bell: BellMaker,
+                 release: Callable[[], None]) -> None:
+        self.memory = memory
+        self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory))
+        self.member = member
+        self.events = tuple(events)
+        self._bell = bell
+        self._release = release
+        self._closed = False
+
+    def bell(self, member: int, vector: int) -> Bell:
+        """The doorbell of another member: ringing it wakes whoever waits on that member's `vector`."""
+        return self._bell(member, vector)
+
+    def close(self) -> None:
+        """Unmap and release. Rings and channels on the region must be closed before. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.memory.close()
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_event(fd: int, timeout: float) -> bool:
+    """Wait until an eventfd is signalled and take its count; False after `timeout` seconds without one."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(timeout * 1000):
+        return False
+    with contextlib.suppress(BlockingIOError):  # another waiter on the same vector was faster
+        os.eventfd_read(fd)
+    return True
