@@ -1,0 +1,599 @@
+"""One virtual machine: started, watched, used, ended.
+
+Depends on the rest of `testbed` below it: qemu_args, run, qmp, console, agent, errors. The verbs are those of
+the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits on a VM
+is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from testbed.agent import AgentClient, AgentFault, AgentInfo, HostFault, Process, Result
+from testbed.console import Console, Finding
+from testbed.errors import (
+    AgentLost,
+    BootFailed,
+    CommandFailed,
+    FileFailed,
+    GuestHung,
+    GuestOops,
+    GuestPanicked,
+    QemuFailed,
+    QmpFailed,
+    SpecError,
+    TestbedError,
+    TimedOut,
+    VmError,
+    VmStopped,
+)
+from testbed.hints import hint_for
+from testbed.qemu_args import VmSpec, Wiring, port_name, qemu_args
+from testbed.qmp import Event, EventLoop, Qmp, QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from testbed.run import Run
+
+E = TypeVar("E", bound=VmError)
+
+BOOT_SECONDS = 90.0
+"""How long a boot may take before it counts as failed; ten times what an idle machine needs under TCG."""
+COMMAND_SECONDS = 300.0
+_LAST_WORDS_SECONDS = 3.0
+_PANIC_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class BootTimes:
+    """Seconds from the start of QEMU to: QMP answers; the first byte on the console (the kernel is quiet: the
+    first thing said by firmware, kernel or init); READY. `guest` is the guest's own clock at READY: what is
+    missing to `ready` went to QEMU and the firmware."""
+
+    qmp: float
+    console: float | None
+    ready: float
+    guest: float
+
+
+class Vm:
+    """A VM of `run`. Starts nothing yet: `start()`, or `Vm.boot(...)` which also waits for READY.
+
+    As a context manager it boots if need be and is ended at the end. Thread-safe but for `start` and `close`.
+    """
+
+    def __init__(self, spec: VmSpec, run: Run) -> None:
+        self.spec = spec
+        self.run = run
+        self.name = spec.name
+        self.log: Path = run.path(f"{spec.name}.console.log")
+        self.stderr_log: Path = run.path(f"{spec.name}.qemu.log")
+        self.boot_times: BootTimes | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = ""
+        self._paused = False
+        self._exited = threading.Event()
+        self._plugging = threading.Lock()
+        self._ports: dict[str, str] = {}  # root port -> id of the device in it
+        self._death: Callable[[], VmError] | None = None
+        self._shutdown_reason = ""
+        self._closed = False
+
+    @classmethod
+    def boot(cls, spec: VmSpec, run: Run, timeout: float = BOOT_SECONDS) -> Vm:
+        """Start a VM and wait until its agent is ready. Raises BootFailed or QemuFailed, leaving nothing running."""
+        return boot_all([spec], run, timeout)[0]
+
+    # -- start and end
+
+    def start(self) -> None:
+        """Start QEMU; returns at once. Raises SpecError if there is no such QEMU or the VM was started before."""
+        if self._process is not None:
+            raise SpecError(f"VM {self.name} was started before")
+        with contextlib.ExitStack() as ours:
+            ends = {end: self._socket(end, ours) for end in ("console", "agent", "qmp")}
+            # wait=on: QEMU takes our connection, which is there already, before it does anything else; so not
+            # one byte of the console is lost, and nobody has to try again until a socket appears.
+            wiring = Wiring(*(
+                f"fd={ends[end][0].fileno()},server=on,wait={'off' if end == 'qmp' else 'on'}"
+                for end in ("console", "agent", "qmp")
+            ))
+            fds = [listener.fileno() for listener, _ in ends.values()]
+            for nic in self.spec.nics:
+                fds += nic.fds
+            with self.stderr_log.open("wb") as stderr:
+                self._began = time.monotonic()
+                try:
+                    self._process = self.run.popen(
+                        qemu_args(self.spec, wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds
+                    )
+                except FileNotFoundError as error:
+                    raise SpecError(f"there is no {self.spec.qemu}", hint="apt install qemu-system-x86") from error
+            ours.pop_all()
+        for listener, _ in ends.values():
+            listener.close()
+        self._console = Console(ends["console"][1], self.log, self._on_finding)
+        self._agent = AgentClient(
+            ends["agent"][1], self.name, lost=self._lost, hung=self._hung, running=lambda: not self._paused,
+            on_ready=self._on_ready,
+        )
+        self._qmp = Qmp(ends["qmp"][1], self.name, self._on_event)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        EventLoop.get().watch_fd(self._pidfd, self._on_exit)
+
+    def _socket(self, end: str, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+        """A listening socket for QEMU, at a path so that people can look in, and our connection to it."""
+        path = str(self.run.path(f"{self.name}.{end}"))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(1)
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(path)
+        return listener, client
+
+    def wait_ready(self, timeout: float = BOOT_SECONDS) -> AgentInfo:
+        """Wait for the agent's READY. Raises BootFailed, or QemuFailed if QEMU never got as far as a guest."""
+        try:
+            return self._agent.wait_ready(timeout)
+        except TimeoutError:
+            raise self._error(
+                BootFailed, f"no READY from its agent in {timeout:g} s (QEMU: {self._run_state()})"
+            ) from None
+        except QemuFailed as error:
+            if self._console.first_byte is None:
+                raise
+            raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+        except VmError as error:
+            raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+
+    def shutdown(self, timeout: float = 60.0) -> None:
+        """Have the guest sync and power off, wait for QEMU's end. Raises TimedOut, after killing it."""
+        self._agent.check()
+        self._stopping = "shut down"
+        self._agent.poweroff()
+        if not self._exited.wait(timeout):
+            self._kill()
+            raise self._error(TimedOut, f"did not power off in {timeout:g} s; it was killed")
+
+    def crash(self) -> None:
+        """Kill QEMU (signal 9), as a power cut would."""
+        self._stopping = self._stopping or "killed"
+        self._kill()
+
+    def close(self) -> None:
+        """End the VM at once and let go of everything. The logs stay. Again: nothing."""
+        if self._closed or self._process is None:
+            self._closed = True
+            return
+        self._closed = True
+        self._stopping = self._stopping or "closed"
+        self._kill()
+        self._agent.close()
+        self._qmp.close()
+        self._console.close()
+        os.close(self._pidfd)
+        for end in ("console", "agent", "qmp"):
+            self.run.path(f"{self.name}.{end}").unlink(missing_ok=True)
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        if not self._exited.is_set():
+            self._process.kill()
+            self._exited.wait()
+
+    def __enter__(self) -> Self:
+        if self._process is None:
+            self.start()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what happens to it
+
+    def _on_ready(self, info: AgentInfo) -> None:
+        if self.boot_times is None:
+            console = self._console.first_byte
+            self.boot_times = BootTimes(
+                qmp=self._qmp.connected_at - self._began if self._qmp.connected_at else float("nan"),
+                console=None if console is None else console - self._began,
+                ready=time.monotonic() - self._began,
+                guest=info.uptime,
+            )
+
+    def _on_event(self, event: Event) -> None:
+        data = event.get("data", {})
+        name = event["event"]
+        if name == "SHUTDOWN":
+            self._shutdown_reason = data.get("reason", "")
+        elif name == "VSERPORT_CHANGE" and data.get("id") == "agent" and not data.get("open"):
+            self._agent.port_closed()
+        elif name == "GUEST_PANICKED":
+            self._on_finding(Finding("panic", "the guest told the pvpanic device of a panic",
+            time.monotonic()))
+        elif name == "DEVICE_DELETED":
+            with self._plugging:
+                self._ports = {port: device for port, device in self._ports.items() if device !=
+                data.get("device")}
+
+    def _on_finding(self, finding: Finding) -> None:
+        if finding.severity == "oops":
+            self._agent.poison(lambda: self._error(GuestOops, f"the kernel reported: {finding.text}"))
+            return
+        # QEMU's end follows at once and says it all; but a kernel told not to restart sits there for ever.
+        timer = threading.Timer(
+            _PANIC_SECONDS, self._agent.end, [lambda: self._error(GuestPanicked, self._panic_text() or
+            finding.text)]
+        )
+        timer.daemon = True
+        timer.start()
+
+    def _on_exit(self) -> None:
+        # On the event loop, which must not wait; the console's last bytes are still under way.
+        threading.Thread(target=self._bury, name=f"exit of {self.name}", daemon=True).start()
+
+    def _bury(self) -> None:
+        assert self._process is not None
+        code = self._process.wait()
+        self._console.wait_end(_LAST_WORDS_SECONDS)
+        self._death = lambda: self._cause_of_death(code)
+        self._agent.end(self._death)
+        self._exited.set()
+
+    def _panic_text(self) -> str:
+        return next((f.text for f in self._console.findings if f.severity == "panic"), "")
+
+    def _cause_of_death(self, code: int) -> VmError:
+        panic = self._panic_text()
+        if panic:
+            return self._error(GuestPanicked, panic)
+        if self._stopping:
+            return self._error(VmStopped, f"it was {self._stopping}")
+        stderr = self.stderr_log.read_text("utf-8", "replace").strip()
+        if self._shutdown_reason == "guest-shutdown":
+            return self._error(VmStopped, "it powered itself off")
+        if self._shutdown_reason == "guest-reset":
+            return self._error(VmStopped, "it restarted itself: a reboot, or a triple fault")
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        error = self._error(
+            QemuFailed, f"QEMU ended ({how}){': ' + stderr if stderr else ' and said nothing'}",
+            hint=hint_for(stderr)
+        )
+        error.exit_code, error.stderr = code, stderr
+        return error
+
+    def _lost(self, text: str) -> TestbedError:
+        """The link ended, or the agent was started again. Usually QEMU's end is the reason, and about to be told."""
+        if self._process is not None and self._process_ends():
+            self._exited.wait(_LAST_WORDS_SECONDS)
+        if self._death is not None:
+            return self._death()
+        return self._error(AgentLost, f"{text}; whether the call took effect is not known")
+
+    def _process_ends(self) -> bool:
+        """Whether QEMU has ended, or closed its console, which it does only then."""
+        return self._exited.is_set() or self._console.wait_end(0.2)
+
+    def _hung(self, text: str) -> TestbedError:
+        warnings = self._console.warnings()
+        because = f"; the console warns: {warnings[-1]}" if warnings else ""
+        return self._error(
+            GuestHung, f"{text}; QEMU: {self._run_state()}{because}",
+            hint=hint_for(*warnings) or "attach to the console, or raise the limit if the machine is overloaded",
+        )
+
+    def _run_state(self) -> str:
+        try:
+            return str(self._qmp.execute("query-status", timeout=3.0)["status"])
+        except QmpError as error:
+            return f"does not answer either ({error})"
+
+    def _error(self, kind: type[E], message: str, *, hint: str = "") -> E:
+        tail = self._console.tail()
+        return kind(message, vm=self.name, console=tail, log=self.log, hint=hint or hint_for(message, *tail))
+
+    def clear_oops(self) -> None:
+        """After a GuestOops: use the guest again all the same, to gather what it knows."""
+        self._agent.poison(None)
+
+    # -- looking at it
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU runs."""
+        return self._process is not None and not self._exited.is_set()
+
+    @property
+    def info(self) -> AgentInfo:
+        """What the agent said in READY."""
+        return self._agent.wait_ready(0 if self._agent.info else COMMAND_SECONDS)
+
+    @property
+    def agent(self) -> AgentClient:
+        """The link to the agent, for what the verbs below do not offer."""
+        return self._agent
+
+    @property
+    def console(self) -> Console:
+        """The serial console."""
+        return self._console
+
+    # -- commands
+
+    def execute(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = COMMAND_SECONDS,
+    ) -> Result:
+        """Run a command (a string goes to the guest's shell) and return how it ended, whatever that is.
+
+        `timeout` in seconds; then its process group is killed and TimedOut raised.
+        """
+        try:
+            return self._agent.execute(_argv(command), stdin=stdin, cwd=cwd, env=env, timeout=timeout)
+        except TimeoutError:
+            raise self._error(TimedOut, f"{command!r} took longer than {timeout:g} s; it was killed") from None
+
+    def succeed(self, *commands: str | Sequence[str], timeout: float | None = COMMAND_SECONDS) -> str:
+        """Run commands that must end with 0, one after the other; returns their standard outputs, joined, as
+        text.
+
+        Raises CommandFailed at the first that does not.
+        """
+        output = ""
+        for command in commands:
+            result = self.execute(command, timeout=timeout)
+            if result.exit_code != 0:
+                raise self._command_failed(command, result, f"ended with {result.exit_code}")
+            output += result.out
+        return output
+
+    def fail(self, *commands: str | Sequence[str], timeout: float | None = COMMAND_SECONDS) -> str:
+        """Run commands that must not end with 0; returns their standard outputs. Raises CommandFailed."""
+        output = ""
+        for command in commands:
+            result = self.execute(command, timeout=timeout)
+            if result.exit_code == 0:
+                raise self._command_failed(command, result, "ended with 0, and should have failed")
+            output += result.out
+        return output
+
+    def wait_until_succeeds(self, command: str | Sequence[str], timeout: float = 60.0, every: float = 0.2) -> str:
+        """Run a command again and again, `every` so many seconds, until it ends with 0; returns its standard
+        output.
+
+        Raises CommandFailed with the last attempt when `timeout` seconds have passed.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            result = self.execute(command, timeout=max(1.0, deadline - time.monotonic()))
+            if result.exit_code == 0:
+                return result.out
+            if time.monotonic() + every > deadline:
+                raise self._command_failed(command, result, f"still ended with {result.exit_code} after {timeout:g} s")
+            time.sleep(every)
+
+    def _command_failed(self, command: str | Sequence[str], result: Result, how: str) -> CommandFailed:
+        words = "".join(f"\n{name}: {text.strip()[-2000:]}" for name, text in
+                        (("stdout", result.out), ("stderr", result.err)) if text.strip())
+        error = self._error(CommandFailed, f"{command!r} {how}{words}")
+        error.exit_code, error.stdout, error.stderr = result.exit_code, result.stdout, result.stderr
+        return error
+
+    def spawn(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+    ) -> Process:
+        """Start a command and return a handle: poll, wait, kill, lines, write."""
+        return self._agent.spawn(_argv(command), cwd=cwd, env=env, stdin=stdin, timeout=COMMAND_SECONDS)
+
+    def push(
+        self, source: Path, target: str, *, timeout: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Copy a host's file to `target` in the guest; returns its size in bytes. Raises FileFailed, TimedOut."""
+        with self._file_errors(f"push of {source} to {target}", timeout):
+            return self._agent.push(source, target, timeout=timeout, progress=progress)
+
+    def pull(
+        self, source: str, target: Path, *, timeout: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Copy the guest's file `source` to the host; returns its size in bytes. Raises FileFailed, TimedOut."""
+        with self._file_errors(f"pull of {source} to {target}", timeout):
+            return self._agent.pull(source, target, timeout=timeout, progress=progress)
+
+    @contextlib.contextmanager
+    def _file_errors(self, what: str, timeout: float | None) -> Iterator[None]:
+        try:
+            yield
+        except AgentFault as fault:
+            error = self._error(FileFailed, f"{what}: the guest says: {fault}")
+            error.errno = fault.errno
+            raise error from None
+        except HostFault as fault:
+            error = self._error(FileFailed, f"{what}: {fault}")
+            if isinstance(fault.__cause__, OSError):
+                error.errno = fault.__cause__.errno or 0
+            raise error from fault.__cause__
+        except TimeoutError:
+            raise self._error(TimedOut, f"{what} took longer than {timeout} s") from None
+
+    def wait_for_console_text(self, pattern: str, timeout: float = 60.0, *, since: int = 0) -> str:
+        """Wait until the console shows a match of the regular expression; returns the match.
+
+        `since` is a `console.position()` taken earlier. Raises TimedOut, or what ended the VM.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            seen = self._console.position()
+            match = self._console.search(pattern, since)
+            if match:
+                return match.group()
+            if self._death is not None:
+                raise self._death()
+            if time.monotonic() >= deadline:
+                raise self._error(TimedOut, f"nothing like {pattern!r} on the console in {timeout:g} s")
+            if self._exited.is_set() or not self._console.wait_changed(seen, min(1.0, deadline - time.monotonic())):
+                continue
+            self._exited.wait(0.01 if self._console.position() == seen else 0)
+
+    # -- QEMU
+
+    def qmp(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 20.0) -> Any:  # noqa: ANN401 - JSON, of any shape
+        """Run a QMP command and return its answer. Raises QmpFailed, or what ended the VM."""
+        try:
+            return self._qmp.execute(command, dict(arguments) if arguments is not None else None, timeout=timeout)
+        except QmpError as error:
+            raise self._qmp_failed(error) from error
+
+    def _qmp_failed(self, error: QmpError) -> VmError:
+        if not error.error_class and self._process_ends():
+            self._exited.wait(_LAST_WORDS_SECONDS)
+        if self._death is not None:
+            return self._death()
+        failed = self._error(QmpFailed, str(error))
+        failed.error_class = error.error_class
+        return failed
+
+    def send_fd(self, name: str, fd: int) -> None:
+        """Give QEMU a duplicate of `fd`, to be used by that name in a later command. Raises QmpFailed."""
+        try:
+            self._qmp.send_fd(name, fd)
+        except QmpError as error:
+            raise self._qmp_failed(error) from error
+
+    def pause(self) -> None:
+        """Stop the guest's CPUs."""
+        self.qmp("stop")
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let the guest's CPUs run again."""
+        self.qmp("cont")
+        self._paused = False
+
+    def plug(self, device: Mapping[str, object], *, timeout: float = 30.0) -> str:
+        """Plug a device in (QMP device_add); without a "bus" it goes to a free root port. Returns that bus.
+
+        `device` needs "driver" and "id". An ivshmem-doorbell blocks QEMU's main loop until its server has
+        answered: that is what `timeout` is for. Raises QmpFailed, SpecError when no root port is free.
+        """
+        arguments = dict(device)
+        chosen = "" if "bus" in arguments else self._take_port(str(arguments["id"]))
+        if chosen:
+            arguments["bus"] = chosen
+        try:
+            self.qmp("device_add", arguments, timeout=timeout)
+        except QmpFailed as error:
+            # Not answered: it may still come to be, so the port stays taken.
+            if chosen and error.error_class:
+                with self._plugging:
+                    del self._ports[chosen]
+            raise
+        return str(arguments["bus"])
+
+    def _take_port(self, device: str) -> str:
+        with self._plugging:
+            for index in range(self.spec.region_ports):
+                if port_name(index) not in self._ports:
+                    self._ports[port_name(index)] = device
+                    return port_name(index)
+        raise SpecError(
+            f"VM {self.name}: all {self.spec.region_ports} region ports are taken",
+            hint="raise region_ports in its spec",
+        )
+
+    def unplug(self, device: str, *, timeout: float = 30.0) -> None:
+        """Unplug a device and wait until the guest has let go of it. Raises QmpFailed; the guest may refuse."""
+        mark = self._qmp.mark()
+        self.qmp("device_del", {"id": device})
+
+        def settled(event: Event) -> bool:
+            return event["event"] in ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR") and (
+                event.get("data", {}).get("device") == device
+            )
+
+        try:
+            event = self._qmp.wait_event(settled, since=mark, timeout=timeout)
+        except QmpError as error:
+            failed = self._qmp_failed(error)
+            failed.hint = "the guest must agree: is a program still using the device?"
+            raise failed from error
+        if event["event"] != "DEVICE_DELETED":
+            raise self._error(QmpFailed, f"the guest refused to let go of device {device}")
+
+    def add_chardev(self, name: str, path: Path) -> None:
+        """Connect QEMU to the listening Unix socket at `path`, as character device `name`. Raises QmpFailed."""
+        address = {"type": "unix", "data": {"path": str(path)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        self.qmp("chardev-add", {"id": name, "backend": backend})
+
+    def remove_chardev(self, name: str, *, timeout: float = 10.0) -> None:
+        """Take a character device away. Raises QmpFailed.
+
+        QEMU frees an unplugged device some time after it has said so, and no event tells when; till then the
+        character device is busy. Hence the asking again.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self.qmp("chardev-remove", {"id": name})
+            except QmpFailed as error:
+                if "busy" not in error.message or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
+
+
+def boot_all(specs: Sequence[VmSpec], run: Run, timeout: float = BOOT_SECONDS) -> list[Vm]:
+    """Boot several VMs at the same time. If one fails, all are ended and its exception is raised."""
+    vms = [Vm(spec, run) for spec in specs]
+    deadline = time.monotonic() + timeout
+    try:
+        for vm in vms:
+            vm.start()
+        for vm in vms:
+            vm.wait_ready(max(0.0, deadline - time.monotonic()))
+    except BaseException:
+        for vm in vms:
+            vm.close()
+        raise
+    return vms
+
+
+def _argv(command: str | Sequence[str]) -> list[str]:
+    return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
