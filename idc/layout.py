@@ -349,8 +349,8 @@ def pack_header(header: RegionHeader) -> bytes:
     page = bytearray(HEADER_BYTES)
     _STABLE.pack_into(
         page, 0, MAGIC, LAYOUT_VERSION, HEADER_BYTES, header.uuid.bytes, header.name.encode("ascii"),
-        header.size, header.protocol_min, header.protocol_max, 0, header.session, header.error_code, header.error_by,
-        error_text(header.error_text),
+        header.size, header.protocol_min, header.protocol_max, 0, header.session, header.error_code,
+        header.error_by, error_text(header.error_text),
     )  # fmt: skip
     counts = (len(header.members), len(header.channels), len(header.parts), header.vectors)
     _COUNTS.pack_into(page, _COUNTS_AT, *counts)

@@ -1,0 +1,369 @@
+"""Regions for a run: starts fd holder and region server, makes regions, says what to plug into whom.
+
+May depend on the standard library, idc.layout and host.
+
+    with RegionService(run_dir) as service:
+        region = service.create(RegionSpec("link", 1 << 22, {"front": Rights.RW, "back": Rights.RW}, channels))
+        vm.plug(region.attachment("front"))                   # a VM as member
+        host.ivshmem.client.join(region.socket("back"))       # a host process as member
+
+A region's memory is a memfd that only the holder and the members keep open; nothing is left in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import select
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import host
+from host import wire
+from host.errors import HostError, RegionError, ServerError
+from idc.layout import ChannelSpec, LayoutError, RegionHeader, Rights, pack_header
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+START_TIMEOUT: Final = 20.0  # seconds: Python's start on a busy machine under emulation of everything else
+STOP_TIMEOUT: Final = 5.0
+CALL_TIMEOUT: Final = 20.0
+_LOG_TAIL: Final = 2000  # bytes of a log that go into an error
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """What is asked of `RegionService.create`.
+
+    Attributes:
+        name: letters, digits, . _ - ; what guests find the region by.
+        size: bytes, a power of two (QEMU maps it as a PCI BAR).
+        members: rights by name; their order gives the ids.
+        channels: laid out behind the header page; see `idc.layout`.
+        vectors: of each rw member; None for as many as the channels need.
+    """
+
+    name: str
+    size: int
+    members: Mapping[str, Rights]
+    channels: Sequence[ChannelSpec] = ()
+    vectors: int | None = None
+
+    def plan(self, session: int = 0) -> RegionHeader:
+        """The header page for it. Raises RegionError when it cannot be laid out."""
+        try:
+            return RegionHeader.plan(
+                self.name, self.size, self.members, self.channels, vectors=self.vectors, session=session
+            )
+        except LayoutError as error:
+            raise RegionError(f"region {self.name!r} cannot be made: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class DoorbellAttachment:
+    """For an rw member: chardev socket,path=`socket` and ivshmem-doorbell,chardev=...,vectors=`vectors`.
+
+    The server must be running and reachable while the device is added: QEMU reads id and memory in `device_add`.
+    One live connection for each member: a second is refused.
+    """
+
+    region: str
+    member: str
+    id: int
+    size: int
+    socket: Path
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlainAttachment:
+    """For a ro member: memory-backend-file,mem-path=`memory`,share=on,readonly=on,size=`size` and ivshmem-plain.
+
+    `memory` leads to the memfd in the holder and works as long as that lives; QEMU needs it only to open it.
+    """
+
+    region: str
+    member: str
+    id: int
+    size: int
+    memory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region that is being served: pure data, valid until `RegionService.drop` or `close`."""
+
+    header: RegionHeader
+    memory: Path
+    sockets: Mapping[str, Path]
+
+    @property
+    def name(self) -> str:
+        """The region's name."""
+        return self.header.name
+
+    def socket(self, member: str) -> Path:
+        """Where an rw member connects. Raises RegionError if it is none."""
+        if member not in self.sockets:
+            writers = ", ".join(self.sockets) or "none"
+            raise RegionError(f"region {self.name!r} has no rw member {member!r} (rw members: {writers})")
+        return self.sockets[member]
+
+    def attachment(self, member: str) -> DoorbellAttachment | PlainAttachment:
+        """What to plug into the member's VM. Raises RegionError if there is no such member."""
+        try:
+            entry = self.header.member(member)
+        except LayoutError as error:
+            raise RegionError(str(error)) from error
+        if entry.rights is Rights.RW:
+            return DoorbellAttachment(
+                self.name, member, entry.id, self.header.size, self.socket(member), self.header.vectors
+            )
+        return PlainAttachment(self.name, member, entry.id, self.header.size, self.memory)
+
+    def open_memory(self, *, writable: bool = False) -> int:
+        """A new descriptor of the memory, for the host itself (copies between regions, ro members here).
+
+        Raises RegionError when the region was dropped or the holder is gone.
+        """
+        try:
+            return os.open(self.memory, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as error:
+            raise RegionError(f"memory of region {self.name!r} is gone ({self.memory}): {error.strerror}") from error
+
+
+class RegionService:
+    """Holder and region server of one run, and what asks them for regions. Its methods may be called by any thread.
+
+    Both processes end when this object is closed, and when the process that made it ends, however that happens.
+
+    Args:
+        run_dir: directory of the run; a private subdirectory `ivshmem` is made there for sockets and logs.
+            Keep its path short: socket paths have at most 107 bytes.
+        env: environment of both processes; by default that of this one.
+        send_timeout: seconds in which a member must take the server's messages.
+    """
+
+    def __init__(
+        self, run_dir: Path, env: Mapping[str, str] | None = None, *, send_timeout: float | None = None
+    ) -> None:
+        self._directory = run_dir / "ivshmem"
+        self._env = dict(os.environ if env is None else env)
+        # Neither process needs more than the standard library and these two packages: -S keeps the start short.
+        root = str(Path(host.__file__).resolve().parent.parent)
+        self._env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, self._env.get("PYTHONPATH")]))
+        self._options = [] if send_timeout is None else ["--send-timeout", str(send_timeout)]
+        self._lock = threading.Lock()
+        self._holder: _Child | None = None
+        self._server: _Child | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start holder and server; returns when both serve. Raises ServerError with the end of the log."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+        wire.check_socket_path(self.holder_socket)
+        try:
+            self._holder = _Child(
+                "fd holder", ["host.holder", str(self.holder_socket)], self._env, self._directory / "holder.log"
+            )
+            self._start_server()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def holder_socket(self) -> Path:
+        """Where the fd holder answers."""
+        return self._directory / "holder.sock"
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self._directory / "server.log"
+
+    @property
+    def holder_pid(self) -> int:
+        """Process id of the fd holder. Raises ServerError when the service is not started."""
+        return _started(self._holder).process.pid
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of the region server. Raises ServerError when the service is not started."""
+        return _started(self._server).process.pid
+
+    def create(self, spec: RegionSpec) -> Region:
+        """Make a region and serve it. Raises RegionError (not as asked), ServerError (refused, or gone)."""
+        header = spec.plan(session=secrets.randbits(64))
+        memory = _make_memory(header)
+        try:
+            reply = self._call({"op": "create"}, [memory])
+        finally:
+            os.close(memory)
+        sockets = {name: Path(path) for name, path in reply["sockets"].items()}
+        return Region(header, Path(f"/proc/{self.holder_pid}/fd/{reply['memory']}"), sockets)
+
+    def drop(self, name: str) -> None:
+        """Stop serving a region: members are cut off, and the memory goes when the last of them unmaps it."""
+        self._call({"op": "drop", "region": name})
+
+    def members(self, name: str) -> dict[str, tuple[int, bool]]:
+        """(incarnation, present) of each rw member, as the server knows it. Raises RegionError if no such region."""
+        regions = self._call({"op": "list"})["regions"]
+        if name not in regions:
+            raise RegionError(f"no region {name!r} (there are: {', '.join(regions) or 'none'})")
+        return {member: (int(m["incarnation"]), bool(m["present"])) for member, m in regions[name].items()}
+
+    def ring(self, name: str, member: str, vector: int = 0) -> None:
+        """Ring a vector of an rw member, as the host (vector 0: look at the header page)."""
+        self._call({"op": "ring", "region": name, "member": member, "vector": vector})
+
+    def restart(self) -> None:
+        """Kill the server with SIGKILL, unless it is dead already, and start another, which takes all over."""
+        with self._lock:
+            if self._control is not None:
+                self._control.close()
+                self._control = None
+            if self._server is not None:
+                self._server.kill()
+            self._start_server()
+
+    def close(self) -> None:
+        """End both processes and remove their directory's sockets; logs stay. Idempotent."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        for child in (self._server, self._holder):
+            if child is not None:
+                child.stop()
+        self._server = self._holder = None
+        if self._directory.is_dir():
+            for leftover in self._directory.glob("*.sock"):  # of a server that was killed
+                leftover.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_server(self) -> None:
+        arguments = ["host.ivshmem.member", "--holder", str(self.holder_socket), "--sockets", str(self._directory)]
+        arguments += ["--control", str(self._directory / "control.sock"), *self._options]
+        self._server = _Child("region server", arguments, self._env, self.log)
+
+    def _call(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        with self._lock:
+            try:
+                if self._control is None:
+                    self._control = wire.connect(self._directory / "control.sock", CALL_TIMEOUT)
+                wire.send_message(self._control, request, fds)
+                answer = wire.receive_message(self._control)
+                if answer is None:
+                    raise ConnectionResetError("it closed the connection")
+            except (OSError, HostError) as error:
+                if self._control is not None:
+                    self._control.close()
+                    self._control = None
+                raise ServerError(
+                    f"region server does not answer {request['op']}: {error}. Its log is {self.log}; "
+                    "restart() brings it back without harm to its members"
+                ) from error
+        reply, _ = answer
+        if not reply.get("ok"):
+            raise RegionError(f"region server refuses {request['op']}: {reply.get('error')}")
+        return reply
+
+
+class _Child:
+    """A process of ours that says when it serves, and ends when our end of its lifeline is closed."""
+
+    def __init__(self, what: str, arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self._what = what
+        self._log = log
+        ready, ready_there = os.pipe()
+        lifeline_there, self._lifeline = os.pipe()
+        try:
+            command = [sys.executable, "-S", "-m", *arguments]
+            command += ["--ready", str(ready_there), "--lifeline", str(lifeline_there)]
+            with log.open("ab") as output:
+                self.process = subprocess.Popen(
+                    command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    pass_fds=(ready_there, lifeline_there),
+                    start_new_session=True,  # Ctrl-C is for us; we end it in order
+                )  # fmt: skip
+            os.close(ready_there)
+            ready_there = -1
+            self._wait_ready(ready)
+        except BaseException:
+            if hasattr(self, "process"):
+                self.kill()
+            self._close_lifeline()
+            raise
+        finally:
+            for fd in (ready, ready_there, lifeline_there):
+                if fd >= 0:
+                    os.close(fd)
+
+    def stop(self) -> None:
+        """Let it end in order; kill it if it does not within STOP_TIMEOUT seconds."""
+        self._close_lifeline()
+        try:
+            self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and reap it."""
+        self.process.kill()
+        self.process.wait()
+        self._close_lifeline()
+
+    def _close_lifeline(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _wait_ready(self, ready: int) -> None:
+        poller = select.poll()
+        poller.register(ready, select.POLLIN)
+        if not poller.poll(START_TIMEOUT * 1000):
+            raise ServerError(f"the {self._what} does not serve after {START_TIMEOUT:g} s; its log is {self._log}")
+        if os.read(ready, 1) != b"\n":
+            code = self.process.wait()
+            tail = self._log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
+            raise ServerError(f"the {self._what} ended with code {code} (log: {self._log}):\n{tail}")
+
+
+def _started(child: _Child | None) -> _Child:
+    if child is None:
+        raise ServerError("the region service is not started: use it in a with statement, or call start()")
+    return child
+
+
+def _make_memory(header: RegionHeader) -> int:
+    """A memfd with the header page, whose size nobody can change any more. Raises RegionError.
+
+    A peer that could shrink it would kill every QEMU that maps it with SIGBUS.
+    """
+    try:
+        memory = os.memfd_create(f"idc-{header.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise RegionError(f"region {header.name!r}: cannot make a memfd: {error.strerror}") from error
+    try:
+        os.ftruncate(memory, header.size)
+        os.pwrite(memory, pack_header(header), 0)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+    except OSError as error:
+        os.close(memory)
+        raise RegionError(f"region {header.name!r} of {header.size} bytes: {error.strerror}") from error
+    return memory
