@@ -1,0 +1,90 @@
+"""Runs programs: replayable commands in the log, and none outlives the build. May import images.errors."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from images.errors import SEARCH_PATH, ImageError, ProgramError, find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+class Runner:
+    """Runs programs for one build, from several threads; `cancel` ends them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End what runs and refuse what would start. Returns when all of it has ended."""
+        with self._lock:
+            self._cancelled = True
+            running = list(self._running)
+            for process in running:
+                if process.poll() is None:
+                    # its own session, so Ctrl-C did not reach it; TERM lets mmdebstrap remove its tree
+                    os.killpg(process.pid, signal.SIGTERM)
+        for process in running:
+            process.wait()
+
+    def run(
+        self,
+        what: str,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        stdout: Path | None = None,
+        inputs: Mapping[int, Path] | None = None,
+        environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> str:
+        """Run a program to its end and return its standard output, or write that to the file `stdout` (then "").
+
+        Standard error is appended to `log`, after the command itself. `inputs` opens files at descriptor numbers of
+        the program (3 to 9), so that one in another user namespace can read what only we may open. `environment` is
+        added to ours. The program is ended when this thread or process ends, however that comes about.
+        Raises ProgramError, or MissingProgramError.
+        """
+        words = [find_program(str(command[0])), *map(str, command[1:])]
+        opened = [f"{number}<{shlex.quote(str(path))}" for number, path in (inputs or {}).items()]
+        settings = [f"{key}={shlex.quote(value)}" for key, value in (environment or {}).items()]
+        target = [f">{shlex.quote(str(stdout))}"] if stdout else []
+        shown = " ".join([*settings, shlex.join(words), *opened, *target])
+        # setpriv: kill -9 of the builder must not leave a build running behind it. The shell opens the inputs because
+        # dup2 between fork and exec is not safe while other threads run, and because its form can be pasted.
+        shell = [find_program("sh"), "-c", f'exec "$@" {" ".join(opened)}', "sh"] if opened else []
+        start = [find_program("setpriv"), "--pdeathsig", "TERM", "--", *shell, *words]
+        with ExitStack() as stack:
+            errors = stack.enter_context(log.open("ab"))
+            errors.write(f"+ {shown}\n".encode())
+            errors.flush()
+            output = stack.enter_context(stdout.open("wb")) if stdout else subprocess.PIPE
+            with self._lock:
+                if self._cancelled:
+                    raise ImageError(f"{what}: cancelled")
+                process = subprocess.Popen(
+                    start, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, cwd=directory,
+                    env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", **(environment or {})},
+                    start_new_session=True)  # fmt: skip
+                self._running.add(process)
+            try:
+                text, _ = process.communicate()
+            except BaseException:
+                self.cancel()
+                raise
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+        if process.returncode != 0:
+            raise ProgramError(what, shown, process.returncode, log)
+        return text.decode(errors="replace") if text else ""
