@@ -1,0 +1,1 @@
+"""Models of the shared-memory protocol, and what runs them."""
