@@ -373,6 +373,8 @@ int idc_bytes_read(struct idc_ring *r, void *buf, uint64_t cap, uint64_t min, in
     uint64_t deadline = timeout_ns > 0 ? idc_now_ns() + (uint64_t)timeout_ns : 0;
     for (;;) {
         int rc = transfer(r, (uint8_t *)buf + *done, NULL, cap - *done, done);
+        if (rc == IDC_PEER && *done > 0 && *done >= min)
+            return IDC_OK; /* the last of it; the next call says that the peer is gone */
         if (rc == IDC_AGAIN && *done >= min)
             return *done > 0 ? IDC_OK : IDC_AGAIN;
         if (rc == IDC_AGAIN && timeout_ns != 0)

@@ -35,7 +35,7 @@ class Pair:
         for page in range(0, SIZE, 4096):
             self.memory[page] = 0
 
-    def both(self, child: Callable[[], None], parent: Callable[[], None]) -> None:
+    def both(self, child: Callable[[], object], parent: Callable[[], object]) -> None:
         """Run the child in a fork and the parent here; fail if the child did."""
         pid = os.fork()
         if pid == 0:
@@ -70,8 +70,8 @@ def line(pair: Pair, n: int, per: int) -> list[int]:
     pair.memory[:256] = bytes(256)
     samples = ffi.new("uint64_t[]", n)
     pair.both(
-        lambda: check(lib.idc_loop_line_pong(theirs, mine, n * per, deadline())) and None,
-        lambda: check(lib.idc_loop_line_ping(mine, theirs, samples, n, per, deadline())) and None,
+        lambda: check(lib.idc_loop_line_pong(theirs, mine, n * per, deadline())),
+        lambda: check(lib.idc_loop_line_ping(mine, theirs, samples, n, per, deadline())),
     )
     return list(ffi.unpack(samples, n))
 
@@ -80,8 +80,8 @@ def bell(pair: Pair, n: int) -> list[int]:
     samples = ffi.new("uint64_t[]", n)
     a, b = Bell.eventfd(pair.fds[0]), Bell.eventfd(pair.fds[2])
     pair.both(
-        lambda: check(lib.idc_loop_bell_pong(a._struct, pair.fds[2], n, deadline())) and None,
-        lambda: check(lib.idc_loop_bell_ping(b._struct, pair.fds[0], samples, n, 1, deadline())) and None,
+        lambda: check(lib.idc_loop_bell_pong(a._struct, pair.fds[2], n, deadline())),
+        lambda: check(lib.idc_loop_bell_ping(b._struct, pair.fds[0], samples, n, 1, deadline())),
     )
     return list(ffi.unpack(samples, n))
 
@@ -100,11 +100,10 @@ def messages(pair: Pair, n: int, per: int, length: int, slot: int, spin_ns: int)
         ring.reset()
     samples = ffi.new("uint64_t[]", n)
     pair.both(
-        lambda: check(lib.idc_loop_echo(b_rx._ring, b_tx._ring, n * per, spin_ns, deadline())) and None,
+        lambda: check(lib.idc_loop_echo(b_rx._ring, b_tx._ring, n * per, spin_ns, deadline())),
         lambda: check(
             lib.idc_loop_ping(a_tx._ring, a_rx._ring, length, samples, n, per, spin_ns, deadline())
-        )
-        and None,
+        ),
     )
     if a_rx.counters.late:
         sys.stdout.write(f"  LATE wake-ups: {a_rx.counters}\n")
@@ -121,8 +120,8 @@ def stream(pair: Pair, total: int, chunk: int, spin_ns: int) -> float:
     rx.reset()
     start = time.monotonic_ns()
     pair.both(
-        lambda: check(lib.idc_loop_stream_in(rx._ring, total, chunk, spin_ns, deadline())) and None,
-        lambda: check(lib.idc_loop_stream_out(tx._ring, total, chunk, spin_ns, deadline())) and None,
+        lambda: check(lib.idc_loop_stream_in(rx._ring, total, chunk, spin_ns, deadline())),
+        lambda: check(lib.idc_loop_stream_out(tx._ring, total, chunk, spin_ns, deadline())),
     )
     rate = total / (time.monotonic_ns() - start)
     tx.close()
@@ -136,10 +135,8 @@ def pipeline(pair: Pair, total: int, chunk: int, routine: int) -> float:
     slots = min(RING // chunk, 64)
     start = time.monotonic_ns()
     pair.both(
-        lambda: check(lib.idc_loop_pipe_in(pair.base, data, slots, chunk, total, routine, deadline()))
-        and None,
-        lambda: check(lib.idc_loop_pipe_out(pair.base, data, slots, chunk, total, routine, deadline()))
-        and None,
+        lambda: check(lib.idc_loop_pipe_in(pair.base, data, slots, chunk, total, routine, deadline())),
+        lambda: check(lib.idc_loop_pipe_out(pair.base, data, slots, chunk, total, routine, deadline())),
     )
     return total / (time.monotonic_ns() - start)
 
