@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import pexpect
 import pexpect.socket_pexpect
@@ -156,8 +156,7 @@ class Console:
                     timeout = max(0.01, self._pending.at + _TRACE_SECONDS - time.monotonic())
                 found = self._spawn.expect_list(wanted, timeout=timeout)
                 if found == 0:
-                    assert isinstance(self._spawn.after, bytes)
-                    self._line(self._spawn.after)
+                    self._line(cast("bytes", self._spawn.after))
                 elif found == 1:
                     break
                 else:

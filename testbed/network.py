@@ -1,0 +1,221 @@
+"""The network between VMs: TAPs on a bridge in a network namespace without a name, or sockets where that is not
+allowed.
+
+Depends on pyroute2, `testbed.errors` and `testbed.qemu_args`. The TAP way is the strongest that QEMU offers between
+VMs of one host: virtio-net headers and segmentation offload pass from guest to guest. A short-lived child makes the
+namespace, the bridge and the TAPs, sends the TAPs' descriptors back and ends. From then on the namespace lives by
+those descriptors alone: when the last QEMU is gone, however it went, so is all of it. Nothing leaves the namespace.
+
+    python3 -m testbed.network COUNT MTU     is that child; it sends to the socket that is its standard output
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from testbed.errors import NetworkError
+from testbed.qemu_args import Nic
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Kind = Literal["tap", "stream"]
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_TUNSETIFF = 0x400454CA
+_TUNSETVNETHDRSZ = 0x400454D8
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_VNET_HEADER = 12  # struct virtio_net_hdr_mrg_rxbuf
+_CHILD_SECONDS = 30.0
+_PREFIX = "10.77.0"
+TAP_MTU = 65521
+"""65535 less what virtio-net and the TAP put in front, rounded; both ends of TCP then fill their largest segments."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One VM's part of the network: its NIC, and its address with prefix for `VmSpec.ip`."""
+
+    nic: Nic
+    ip: str
+
+    @property
+    def address(self) -> str:
+        """The address alone."""
+        return self.ip.partition("/")[0]
+
+
+class Network:
+    """A network for VMs that are about to be started; `members` has one entry for each.
+
+    Holds descriptors until `close()`, which is due once the VMs run: QEMU has its own copies then. `kind`, `options`
+    and `reason` belong into every result measured over it.
+    """
+
+    def __init__(self, kind: Kind, members: list[Member], options: str, reason: str, fds: list[int]) -> None:
+        self.kind = kind
+        self.members = members
+        self.options = options
+        self.reason = reason
+        self._fds = fds
+
+    @property
+    def description(self) -> str:
+        """One line: what it is, with which options, and why not something stronger."""
+        return f"{self.kind} ({self.options})" + (f"; {self.reason}" if self.reason else "")
+
+    def close(self) -> None:
+        """Let go of the descriptors. Again: nothing."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: int = TAP_MTU) -> Network:
+    """A network for `count` VMs, addresses 10.77.0.1/24 and on.
+
+    "auto" takes TAPs where they can be had, else sockets, and says why in `reason`. Raises NetworkError if the wish
+    cannot be fulfilled.
+    """
+    if not 1 <= count <= 250:
+        raise NetworkError(f"a network for {count} VMs; it has room for 250")
+    if wish == "stream":
+        return _streams(count, "asked for")
+    try:
+        return _taps(count, mtu)
+    except NetworkError as error:
+        if wish == "tap":
+            raise
+        return _streams(count, f"no TAP: {error.message}")
+
+
+def _member(index: int, netdev: str, fds: tuple[int, ...], mtu: int = 0) -> Member:
+    # Locally administered, and the same number in both addresses.
+    nic = Nic(netdev, mac=f"52:54:00:77:00:{index + 1:02x}", mtu=mtu, fds=fds)
+    return Member(nic, f"{_PREFIX}.{index + 1}/24")
+
+
+# -- TAPs
+
+
+def _taps(count: int, mtu: int) -> Network:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "testbed.network", str(count), str(mtu)],
+            stdin=subprocess.DEVNULL, stdout=theirs.fileno(), stderr=subprocess.PIPE,
+            cwd=Path(__file__).resolve().parents[1],
+        )  # fmt: skip
+        theirs.close()
+        ours.settimeout(_CHILD_SECONDS)
+        try:
+            message, fds, _, _ = socket.recv_fds(ours, 65536, 253)
+        except TimeoutError:
+            child.kill()
+            message, fds = b"", []
+        _, stderr = child.communicate()
+    if not message:
+        raise NetworkError(f"the child that makes it ended with {child.returncode}: {stderr.decode()[-500:].strip()}")
+    answer = json.loads(message)
+    if "error" in answer:
+        raise NetworkError(answer["error"])
+    members = [_member(index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(fds)]
+    return Network("tap", members, f"bridge, vnet headers, offloads, MTU {mtu}", "", fds)
+
+
+def _child(count: int, mtu: int) -> dict[str, object]:
+    """In the child: make everything in new namespaces, and send the descriptors. Returns what it sent."""
+    _new_namespaces()
+    # Here, because it is slow to import, and the testbed's own process has no use for it.
+    from pyroute2 import IPRoute
+
+    fds: list[int] = []
+    with IPRoute() as ip:
+        ip.link("add", ifname="br0", kind="bridge", br_stp_state=0)
+        bridge = ip.link_lookup(ifname="br0")[0]
+        for index in range(count):
+            name = f"tap{index}"
+            fds.append(_open_tap(name))
+            tap = ip.link_lookup(ifname=name)[0]
+            ip.link("set", index=tap, mtu=mtu)
+            ip.link("set", index=tap, master=bridge, state="up")
+        ip.link("set", index=bridge, mtu=mtu, state="up")
+    answer: dict[str, object] = {"taps": len(fds)}
+    with socket.socket(fileno=os.dup(1)) as out:
+        socket.send_fds(out, [json.dumps(answer).encode()], fds)
+    return answer
+
+
+def _new_namespaces() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET) == 0:
+        return
+    if ctypes.get_errno() != errno.EPERM:
+        raise OSError(ctypes.get_errno(), f"new network namespace: {os.strerror(ctypes.get_errno())}")
+    # No right of one's own: it comes with a user namespace, in which this user is root.
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), f"new user namespace: {os.strerror(ctypes.get_errno())}")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+
+
+def _open_tap(name: str) -> int:
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+    fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
+    return fd
+
+
+# -- sockets
+
+
+def _streams(count: int, reason: str) -> Network:
+    """QEMU's own: a pair of connected sockets, which is for two VMs at most."""
+    members: list[Member] = []
+    if count > 2:
+        raise NetworkError(f"{count} VMs need TAPs; {reason}", hint="give this user the right to open /dev/net/tun")
+    pairs = [socket.socketpair() for _ in range(count - 1)]
+    ends = [[left.detach() for left, _ in pairs], [right.detach() for _, right in pairs]]
+    held = ends[0] + ends[1]
+    for index in range(count):
+        fds = tuple(ends[index]) if pairs else ()
+        netdev = f"stream,server=off,addr.type=fd,addr.str={fds[0]}" if fds else "user,restrict=on"
+        members.append(_member(index, netdev, fds))
+    return Network("stream", members, "socket pair, no vnet headers, no offloads, MTU 1500", reason, held)
+
+
+def main() -> None:
+    """The child: see the top of the file."""
+    count, mtu = int(sys.argv[1]), int(sys.argv[2])
+    try:
+        _child(count, mtu)
+    except OSError as error:
+        with socket.socket(fileno=os.dup(1)) as out, contextlib.suppress(BrokenPipeError):
+            where = f" ({error.filename})" if error.filename else ""
+            out.send(json.dumps({"error": f"{error.strerror or error}{where}"}).encode())
+
+
+if __name__ == "__main__":
+    main()
