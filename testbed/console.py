@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import pexpect
-import pexpect.socket_pexpect
+import pexpect.fdpexpect
 
 from testbed.errors import CONSOLE_LINES
 
@@ -95,7 +95,8 @@ class Console:
         self._on_finding = on_finding
         self._pending: Finding | None = None
         self._ended = False
-        self._spawn = pexpect.socket_pexpect.SocketSpawn(sock, encoding=None, timeout=None)
+        # Not pexpect's spawn for sockets: that one writes no log. poll, because select ends at descriptor 1023.
+        self._spawn = pexpect.fdpexpect.fdspawn(sock.fileno(), encoding=None, timeout=None, use_poll=True)
         self._spawn.logfile_read = self._tee
         self._thread = threading.Thread(target=self._watch, name=f"console {log.stem}", daemon=True)
         self._thread.start()
