@@ -11,7 +11,8 @@ member can die and come back without harm to the others:
 - That a member came or went is in the live word of the header page, and every vector of the others is rung.
 - Everything is deposited in the fd holder before it is used: memory, eventfds, listening sockets and the
   clients' connections. After kill -9 the next server takes all of it over: no client notices, clients that
-  connected meanwhile are served, and those that died meanwhile are marked gone.
+  connected meanwhile are served, and those that died meanwhile are marked gone. Only a client that was being
+  greeted is cut off, as nobody knows how far that came; it connects again.
 
 The incarnations and the header are kept here and in the holder: every rw member can write to the page.
 

@@ -76,28 +76,28 @@ class Loop:
     ) -> None:
         """Call `accepted` with each connection that comes from a process of our own user (or of any)."""
 
-        def ready(_: int) -> None:
-            try:
-                sock, _address = listener.accept()
-            except BlockingIOError:
-                return  # it was taken back
-            except OSError as error:
-                # Out of descriptors or memory. The connection stays in the backlog and would be reported
-                # again at once: look away for a while instead of spinning.
-                log(f"cannot accept: {error.strerror}")
-                self.unwatch(listener)
-                self.after(_ACCEPT_PAUSE, lambda: self._resume(listener, ready))
-                return
-            if any_user or wire.same_user(sock):
-                accepted(sock)
-            else:
-                sock.close()
+        self.watch(listener, selectors.EVENT_READ, lambda _: self._accept(listener, accepted, any_user))
 
-        self.watch(listener, selectors.EVENT_READ, ready)
+    def _accept(self, listener: socket.socket, accepted: Callable[[socket.socket], None], any_user: bool) -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return  # it was taken back
+        except OSError as error:
+            # Out of descriptors or memory. The connection stays in the backlog and would be reported again at
+            # once: look away for a while instead of spinning.
+            log(f"cannot accept: {error.strerror}")
+            self.unwatch(listener)
+            self.after(_ACCEPT_PAUSE, lambda: self._resume(listener, accepted, any_user))
+            return
+        if any_user or wire.same_user(sock):
+            accepted(sock)
+        else:
+            sock.close()
 
-    def _resume(self, listener: socket.socket, ready: Callable[[int], None]) -> None:
-        if listener.fileno() >= 0:
-            self.watch(listener, selectors.EVENT_READ, ready)
+    def _resume(self, listener: socket.socket, accepted: Callable[[socket.socket], None], any_user: bool) -> None:
+        if listener.fileno() >= 0:  # else it was closed meanwhile
+            self.accept_on(listener, accepted, any_user=any_user)
 
     def stop(self) -> None:
         """Make `run` return after the callbacks at hand."""
@@ -171,7 +171,9 @@ class Connection:
             if error.errno != errno.ENOTCONN:  # the client was faster
                 raise
         self.sock.close()
-        self._ended(reason)
+        # Timers may refer to this object for a while: what it referred to must not have to wait for them.
+        ended, self._ended, self._sent = self._ended, lambda _: None, None
+        ended(reason)
 
     def probe(self) -> None:
         """Look now whether the client closed or wrote; ends the connection if so."""
