@@ -34,7 +34,7 @@
 #define DATA_ARM_FENCE 8	/* fence: data_event before looking again | none */
 #define SPACE_NOTIFY_FENCE 9	/* fence: head before reading space_event | none */
 #define SPACE_ARM_FENCE 10	/* fence: space_event before looking again | none */
-#define CLOSE_PUBLISH 11	/* release, redundant: last items before the closed state; the fence of the notify between them does it | relaxed */
+#define CLOSE_PUBLISH 11	/* release: last items before the closed state | relaxed */
 #define CLOSE_LOOK 12		/* acquire: closed state before the last look | relaxed */
 #define CLOSE_FENCE 13		/* fence: closed state before its doorbell | none */
 #define NO_DATA_RECHECK 20	/* steps: consumer sleeps without looking again */
@@ -113,7 +113,10 @@ proctype producer()
 		fi
 	:: else -> break
 	od;
-	tell_data();
+	if
+	:: tell_data()
+	:: skip		/* the doorbell of the close tells */
+	fi;
 	store(P, P_STATE, 1, ORDER(CLOSE_PUBLISH));
 	fence(P, CLOSE_FENCE);
 	ring(data_bell);

@@ -1,0 +1,211 @@
+"""Keeps docs/protocol.md honest: its tables against idc.layout, the C core, and the models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from model.spin import mutants
+
+from idc import layout
+from idc._core import ffi, lib
+from idc.channel import SideState
+from idc.layout import ChannelSpec, Kind, Rights
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
+Row = dict[str, str]
+
+
+def _tables() -> dict[str, list[Row]]:
+    """Every table, by the text that stands right above it up to its first colon, bracket or full stop."""
+    found: dict[str, list[Row]] = {}
+    above, title, head = "", "", list[str]()
+    outside_code = re.sub(r"^```.*?^```$", "", DOCUMENT.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for line in outside_code.splitlines():
+        if not line.startswith("|"):
+            head = []
+            above = line.strip() or above
+            continue
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if not head:
+            head, title = cells, re.split(r"[:(.]", above.lstrip("# 0123456789."))[0].strip()
+            assert title not in found, f"two tables are called {title!r}"
+            found[title] = []
+        elif set(line) - set("|- "):
+            assert len(cells) == len(head), line
+            found[title].append(dict(zip(head, cells, strict=True)))
+    return found
+
+
+TABLES = _tables()
+
+
+def _table_with(column: str) -> list[Row]:
+    return next(rows for rows in TABLES.values() if column in rows[0])
+
+
+def _offsets(title: str, column: str) -> dict[str, int]:
+    return {row[column]: int(row["offset"]) for row in TABLES[title]}
+
+
+def _number(raw: bytes, row: Row, base: int = 0) -> int:
+    at = base + int(row["offset"])
+    return int.from_bytes(raw[at : at + int(row["size"])], "little")
+
+
+HEADER = layout.RegionHeader(
+    name="a-region", size=1 << 24, vectors=77,
+    members=(layout.Member(0, "alpha", Rights.RW, 0x11223344, present=True), layout.Member(1, "beta", Rights.RW, 5),
+             layout.Member(2, "gamma", Rights.RO)),
+    channels=(layout.ChannelEntry("first", Kind.BYTE, 0, 1, 9, 4096, 8192, 0),
+              layout.ChannelEntry("second", Kind.MESSAGE, 1, 0, 21, 1 << 16, 1 << 12, 256)),
+    parts=(layout.Part(1, 1 << 20, 1 << 14),),
+    uuid=UUID("00112233-4455-6677-8899-aabbccddeeff"), session=0x0102030405060708,
+    protocol_min=1, protocol_max=3, error_code=42, error_by=1, error_text="gone",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("title", "base", "expected"),
+    [
+        ("Fixed for ever, in every layout version", 0, {
+            "magic": int.from_bytes(layout.MAGIC, "little"), "layout version": layout.LAYOUT_VERSION,
+            "header bytes": layout.HEADER_BYTES, "uuid": int.from_bytes(HEADER.uuid.bytes, "little"),
+            "region name": b"a-region", "region size": HEADER.size, "protocol min": 1, "protocol max": 3,
+            "session": HEADER.session, "error code": 42, "error by": 1, "error text": b"gone"}),
+        ("Member entry", layout.MEMBERS_AT, {
+            "live word": layout.member_word(0x11223344, present=True), "id": 0, "rights": Rights.RW, "name": b"alpha"}),
+        ("Member entry", layout.MEMBERS_AT + 2 * layout.MEMBER_BYTES, {
+            "live word": 0, "id": 2, "rights": Rights.RO, "name": b"gamma"}),
+        ("Channel entry", 1536 + 64, {
+            "name": b"second", "kind": Kind.MESSAGE, "member a": 1, "member b": 0, "first vector": 21,
+            "offset": 1 << 16, "ring bytes": 1 << 12, "slot size": 256}),
+        ("Part entry", 3072, {"owner": 1, "offset": 1 << 20, "length": 1 << 14}),
+    ],
+    ids=["stable", "member 0", "member 2", "channel 1", "part 0"],
+)  # fmt: skip
+def test_header_page_is_packed_as_documented(title: str, base: int, expected: dict[str, int | bytes]) -> None:
+    page = layout.pack_header(HEADER)
+    rows = {row["field"]: row for row in TABLES[title]}
+    assert rows.keys() == expected.keys()
+    for name, value in expected.items():
+        number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+        assert _number(page, rows[name], base) == number, name
+
+
+def test_header_tables_are_where_documented() -> None:
+    page = layout.pack_header(HEADER)
+    rows = {row["field"]: row for row in TABLES["Tables of layout version 1"]}
+    assert [_number(page, rows[name]) for name in ("members", "channels", "parts", "vectors")] == [3, 2, 1, 77]
+    assert int(rows["member table"]["offset"]) == layout.MEMBERS_AT
+    for name, limit in (("member", layout.MAX_MEMBERS), ("channel", layout.MAX_CHANNELS), ("part", layout.MAX_PARTS)):
+        row = rows[f"{name} table"]
+        entries = re.fullmatch(r"(\d+) entries of (\d+) bytes", row["meaning"])
+        assert entries is not None
+        assert int(entries[1]) == limit
+        assert int(row["size"]) == limit * int(entries[2])
+    assert rows["vectors"]["meaning"].endswith(f"1 to {layout.MAX_VECTORS}")
+
+
+def test_what_is_documented_covers_the_page() -> None:
+    """Bytes that no table names are 0."""
+    page = bytearray(layout.pack_header(HEADER))
+    entries = {"Member entry": (layout.MEMBERS_AT, 64, 3), "Channel entry": (1536, 64, 2), "Part entry": (3072, 32, 1)}
+    spans = [(0, row) for row in TABLES["Fixed for ever, in every layout version"]]
+    spans += [(0, row) for row in TABLES["Tables of layout version 1"] if int(row["size"]) == 4]
+    spans += [(at + n * size, row) for title, (at, size, count) in entries.items() for n in range(count)
+              for row in TABLES[title]]  # fmt: skip
+    for base, row in spans:
+        at = base + int(row["offset"])
+        page[at : at + int(row["size"])] = bytes(int(row["size"]))
+    assert not any(page)
+
+
+def test_channel_block_in_layout() -> None:
+    assert _offsets("Channel block", "area") == {
+        "side A": layout.SIDE_A, "side B": layout.SIDE_B,
+        "ring A to B": layout.RING_AB, "ring B to A": layout.RING_BA,
+    }  # fmt: skip
+    assert _offsets("Side words", "word") == {
+        "epoch": layout.SIDE_EPOCH, "ack": layout.SIDE_ACK, "state": layout.SIDE_STATE,
+        "reason": layout.SIDE_REASON, "heartbeat": layout.SIDE_HEARTBEAT,
+    }  # fmt: skip
+    entry = HEADER.channels[0]
+    assert (entry.data_ab, entry.data_ba) == (4096 + 4096, 4096 + 4096 + 8192)
+    state = next(row["meaning"] for row in TABLES["Side words"] if row["word"] == "state")
+    assert state == ", ".join(f"{member.value} {member.name.lower()}" for member in SideState)
+
+
+def test_ring_words_in_layout() -> None:
+    assert _offsets("Ring control", "word") == {
+        "tail": layout.RING_TAIL, "space_event": layout.RING_SPACE_EVENT,
+        "head": layout.RING_HEAD, "data_event": layout.RING_DATA_EVENT,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [lib.IDC_MESSAGES, lib.IDC_BYTES])
+def test_ring_words_in_the_core(kind: int) -> None:
+    memory = ffi.new("uint8_t[]", 64 + 256 + 4096)
+    start = int(ffi.cast("uintptr_t", memory))
+    control = (start + 63) & ~63
+    for role, own, other in ((lib.IDC_PRODUCER, ("tail", "space_event"), ("head", "data_event")),
+                             (lib.IDC_CONSUMER, ("head", "data_event"), ("tail", "space_event"))):  # fmt: skip
+        ring = ffi.new("struct idc_ring *")
+        assert lib.idc_ring_open(
+            ring, ffi.cast("void *", control), ffi.cast("void *", control + 256), kind, role, 4, 64
+        ) == lib.IDC_OK
+        words = (ring.mine, ring.my_event, ring.theirs, ring.their_event)
+        places = [int(ffi.cast("uintptr_t", word)) - control for word in words]
+        table = _offsets("Ring control", "word")
+        assert places == [table[name] for name in (*own, *other)]
+
+
+def test_slot_in_the_core() -> None:
+    memory = ffi.new("uint8_t[]", 64 + 256 + 256)
+    control = (int(ffi.cast("uintptr_t", memory)) + 63) & ~63
+    ring = ffi.new("struct idc_ring *")
+    area, data = ffi.cast("void *", control), ffi.cast("uint8_t *", control + 256)
+    assert lib.idc_ring_open(ring, area, data, lib.IDC_MESSAGES, lib.IDC_PRODUCER, 4, 64) == lib.IDC_OK
+    lib.idc_ring_reset(ring)
+    assert lib.idc_msg_send(ring, b"one", 3, 0, 0) == 3
+    assert lib.idc_msg_send(ring, b"twice", 5, 0, 0) == 5
+    raw = bytes(ffi.buffer(data, 256))
+    rows = {row["part"]: row for row in _table_with("part")}
+    assert (_number(raw, rows["seq"], 64), _number(raw, rows["len"], 64)) == (2, 5)
+    assert raw[64 + int(rows["payload"]["offset"]) :][:5] == b"twice"
+
+
+def test_reasons_in_the_core() -> None:
+    rows = _table_with("value")
+    documented = {row["name"]: int(row["value"]) for row in rows}
+    assert documented == {"SEQ": lib.IDC_REASON_SEQ, "LEN": lib.IDC_REASON_LEN,
+                          "TAIL": lib.IDC_REASON_TAIL, "HEAD": lib.IDC_REASON_HEAD}  # fmt: skip
+
+
+def test_kinds_and_rights() -> None:
+    kind = next(row["meaning"] for row in TABLES["Channel entry"] if row["field"] == "kind")
+    rights = next(row["meaning"] for row in TABLES["Member entry"] if row["field"] == "rights")
+    assert kind == f"{Kind.MESSAGE.value} messages, {Kind.BYTE.value} bytes"
+    assert rights == f"{Rights.RO.value} ro, {Rights.RW.value} rw"
+
+
+def test_orderings_are_those_of_the_models() -> None:
+    documented = _table_with("what it orders")
+    models = [mutant for file in ("message_ring", "byte_ring", "handshake") for mutant in mutants(file)]
+    named = {m.name for m in models if m.kind != "steps" and not m.name.endswith("_ACQ_REL")}
+    assert [row["name"] for row in documented] == list(dict.fromkeys(row["name"] for row in documented))
+    assert {row["name"] for row in documented} == named
+    never_found = {name for name in named if all(m.redundant for m in models if m.name == name)}
+    assert {row["name"] for row in documented if row["without it"].startswith("covered")} == never_found
+
+
+def test_limits_of_rings() -> None:
+    text = DOCUMENT.read_text()
+    assert f"multiple of {layout.MIN_SLOT}" in text
+    assert f"at least {layout.MIN_BYTE_RING}" in text
+    plan = layout.RegionHeader.plan(
+        "r", 1 << 20, {"a": Rights.RW, "b": Rights.RW}, [ChannelSpec("c", Kind.BYTE, "a", "b", 4096)]
+    )
+    assert (plan.channels[0].data_vector, plan.channels[0].space_vector) == (1, 2)
