@@ -69,12 +69,17 @@ def build_in_place() -> Path:
         # cffi compiles inside its directory, so the relative source paths must hold there too.
         shutil.copytree(CORE, Path(scratch) / "idc" / "core", ignore=shutil.ignore_patterns("__pycache__"))
         built = Path(ffibuilder.compile(tmpdir=scratch))
-        target = ROOT / "idc" / built.name
+        # The code keeps to the limited API whatever cffi names the file; setuptools names it so too, and two
+        # names side by side would leave the stale one to be imported.
+        target = ROOT / "idc" / "_core.abi3.so"
         # Replaced by rename: a process that has the old one mapped must not see it change.
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copyfile(built, staged)
         staged.chmod(0o755)
         staged.replace(target)
+    for stale in target.parent.glob("_core.*.so"):
+        if stale != target:
+            stale.unlink()
     return target
 
 

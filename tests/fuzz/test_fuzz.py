@@ -62,5 +62,5 @@ def test_a_missing_check_is_found(
     assert old in text, f"{file} has changed: give this test the new wording"
     (core / file).write_text(text.replace(old, new))
     monkeypatch.setattr(fuzzing, "CORE", core)
-    with pytest.raises(fuzzing.FuzzError, match="SUMMARY: (AddressSanitizer|UndefinedBehaviorSanitizer|libFuzzer)"):
+    with pytest.raises(fuzzing.FuzzError, match=r"SUMMARY: (AddressSanitizer|UndefinedBehaviorSanitizer|libFuzzer)"):
         fuzzing.fuzz(60, tmp_path / "corpus")
