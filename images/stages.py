@@ -109,7 +109,7 @@ def make_keys(spec: ImageSpec, versions: Versions, sources: Sources) -> Keys:
     common = (BUILDER_VERSION, spec.suite, spec.arch)
     base = hash_of(common, spec.packages, data["root"], sandbox.BASE_HOOK, sandbox.EXCLUDED)
     dev = hash_of(common, spec.dev_packages, data["dev"])
-    kernel = hash_of(common, data["kernel"], versions.busybox.version, spec.modules, spec.initrd_modules)
+    kernel = hash_of(common, data["kernel"], versions.busybox.version, spec.modules, spec.boot_modules)
     core = hash_of(dev, sources.core(), sandbox.CORE)
     image = hash_of(base, kernel, core, spec.name, spec.compression, sources.idc, sources.guest, sources.tree,
                     sources.initramfs, sandbox.ROOT, KERNEL_ARGUMENTS)
@@ -208,7 +208,7 @@ class Workshop:
             builtin = [Path(line).name for line in (directory / "modules.builtin").read_text().split()]
             available = ModuleTree(directory)
             wanted = closure(self.spec.modules, available, builtin)
-            early = closure(self.spec.initrd_modules, available, builtin)
+            early = closure(self.spec.boot_modules, available, builtin)
             root = f"usr/lib/modules/{release}"
             kept = [directory / "modules.builtin", directory / "modules.builtin.modinfo", directory / "modules.order",
                     *(directory / available[name].path for name in wanted)]
@@ -264,7 +264,7 @@ class Workshop:
             self.seconds["image"] = round(time.monotonic() - started, 2)
             manifest = {
                 "name": self.spec.name, "hash": keys.image, "files": files, "kernel_arguments": list(KERNEL_ARGUMENTS),
-                "kernel_release": about["release"], "modules": about["modules"], "initrd_modules": about["early"],
+                "kernel_release": about["release"], "modules": about["modules"], "boot_modules": about["early"],
                 "packages": versions.to_json(), "parts": sorted(part.name for part in parts.values()),
                 "bytes": {key: (made / name).stat().st_size for key, name in files.items()}, "seconds": self.seconds,
             }  # fmt: skip
