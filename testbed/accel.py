@@ -119,6 +119,8 @@ def _device_refusal(device: Path) -> str:
     """Why KVM is out of the question without a boot; empty if it is not."""
     try:
         status = device.stat()
+    except PermissionError:
+        return f"no permission to look at {device}"
     except FileNotFoundError:
         return f"no {device} (no virtualization in this machine, or module kvm is not loaded)"
     if not stat.S_ISCHR(status.st_mode):

@@ -54,6 +54,7 @@ class Run:
         self.base = base or default_base()
         self.kept = False
         self._closed = False
+        self._children: list[subprocess.Popen[bytes]] = []
         self._make_base()
         with _locked(self.base):
             _sweep(self.base)
@@ -111,16 +112,29 @@ class Run:
         return path
 
     def popen(
-        self, argv: Sequence[str], *, stderr: IO[bytes] | int | None = None, stdout: IO[bytes] | int | None =
-        None, pass_fds: Sequence[int] = (), cwd: Path | None = None,
+        self,
+        argv: Sequence[str],
+        *,
+        stdout: IO[bytes] | int | None = None,
+        stderr: IO[bytes] | int | None = None,
+        pass_fds: Sequence[int] = (),
+        cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a process of this run: marked with the id, away from the terminal's Ctrl-C, with no standard input."""
         if self._closed:
             raise RunError(f"run {self.id} is closed; {argv[0]} was not started")
-        return subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=tuple(pass_fds),
-            env=self.env, cwd=cwd, start_new_session=True,
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            env=self.env,
+            cwd=cwd,
+            start_new_session=True,
         )
+        self._children.append(process)
+        return process
 
     def processes(self) -> list[int]:
         """Ids of the processes that carry this run's mark now."""
@@ -136,6 +150,8 @@ class Run:
         self._closed = True
         self.kept = self.keep == "always" or (self.keep == "failed" and failed)
         survivors = keeper.end_all(self.id)
+        for child in self._children:
+            child.poll()  # no zombie stays behind
         assert self._keeper.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a keeper that was killed has nothing to be told
             self._keeper.stdin.write(keeper.KEEP_WORD if self.kept else keeper.REMOVE_WORD)
