@@ -156,7 +156,8 @@ class RegionService:
     ) -> None:
         self._directory = run_dir / "ivshmem"
         self._env = dict(os.environ if env is None else env)
-        # Neither process needs more than the standard library and these two packages: -S keeps the start short.
+        # Neither process needs more than the standard library and these two packages: -S keeps the start short,
+        # and -P keeps files of the current directory from being imported instead.
         root = str(Path(host.__file__).resolve().parent.parent)
         self._env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, self._env.get("PYTHONPATH")]))
         self._options = [] if send_timeout is None else ["--send-timeout", str(send_timeout)]
@@ -292,7 +293,7 @@ class _Child:
         ready, ready_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
         try:
-            command = [sys.executable, "-S", "-m", *arguments]
+            command = [sys.executable, "-S", "-P", "-m", *arguments]
             command += ["--ready", str(ready_there), "--lifeline", str(lifeline_there)]
             with log.open("ab") as output:
                 self.process = subprocess.Popen(
