@@ -78,11 +78,11 @@ def tcp_conduit(role: str, address: str, port: int, timeout: float) -> Iterator[
         yield SocketConduit(connection)
 
 
-def run(conduit: Conduit, role: str, path: Path, stall: float, wait: float) -> Outcome:
+def run(conduit: Conduit, options: argparse.Namespace) -> Outcome:
     """Play one role to its end."""
-    if role == "send":
-        return send(conduit, path, ProgressLines(), stall=stall)
-    return receive(conduit, path, ProgressLines(), stall=stall, wait=wait)
+    if options.role == "send":
+        return send(conduit, options.path, ProgressLines(), stall=options.stall, size=options.size)
+    return receive(conduit, options.path, ProgressLines(), stall=options.stall, wait=options.wait)
 
 
 def main() -> None:
@@ -93,6 +93,7 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--region", help="name of the shared region")
     way.add_argument("--tcp", metavar="ADDRESS:PORT", help="the receiver's address")
+    parser.add_argument("--size", type=int, help="bytes to send; needed for a block device")
     parser.add_argument("--stall", type=float, default=30.0, help="seconds without progress before giving up")
     parser.add_argument("--wait", type=float, default=30.0, help="seconds to wait for the offer")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds to wait for device and peer")
@@ -104,7 +105,7 @@ def main() -> None:
             address, _, port = options.tcp.rpartition(":")
             opened = tcp_conduit(options.role, address, int(port), options.timeout)
         with opened as conduit:
-            outcome = run(conduit, options.role, options.path, options.stall, options.wait)
+            outcome = run(conduit, options)
     except (IdcError, VfioError, OSError) as error:
         say(error=f"{error}")
         raise SystemExit(1) from error

@@ -90,15 +90,23 @@ def _quiet(phase: str, done: int, size: int) -> None:
     """Report to nobody."""
 
 
-def send(conduit: Conduit, source: Path, progress: Progress = _quiet, *, stall: float = STALL) -> Outcome:
-    """Send one regular file.
+def send(conduit: Conduit, source: Path, progress: Progress = _quiet, *, stall: float = STALL,
+         size: int | None = None) -> Outcome:
+    """Send one regular file, or the beginning of a block device.
+
+    Args:
+        conduit: connected to the receiver.
+        source: what to send.
+        progress: told of each phase.
+        stall: seconds without progress after which the transfer fails.
+        size: bytes to send; by default all of a regular file. A block device needs it: it is whole sectors.
 
     Raises:
         TransferError: the file cannot be read or changed underway, or the receiver refused or failed.
         IdcError: the other side is gone.
     """
-    with _opened(source) as fd:
-        size = os.fstat(fd).st_size
+    with _opened(source, sized=size is not None) as (fd, length):
+        size = length if size is None else size
         digest = _digest(fd, size, "checksum", progress)
         conduit.send_note({"note": "offer", "name": source.name, "size": size, "sha256": digest}, stall)
         _expect(conduit.receive_note(stall), "accept")
@@ -233,16 +241,17 @@ def _explain(final: Path, error: OSError) -> str:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[int]:
+def _opened(source: Path, *, sized: bool) -> Iterator[tuple[int, int]]:
+    """Descriptor and length in bytes."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise TransferError(f"cannot read {source}: {error.strerror}") from error
     try:
-        mode = os.fstat(fd).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        status = os.fstat(fd)
+        if not (stat.S_ISREG(status.st_mode) or (sized and stat.S_ISBLK(status.st_mode))):
             raise TransferError(f"{source} is not a regular file")
-        yield fd
+        yield fd, status.st_size
     finally:
         os.close(fd)
 

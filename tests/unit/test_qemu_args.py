@@ -26,9 +26,15 @@ def test_the_machine_can_do_vfio_in_the_guest_and_ends_on_a_panic() -> None:
     assert "idc.name=front" in values("-append", args)[0].split()
 
 
+def test_a_lone_emulated_cpu_keeps_its_memory_barriers() -> None:
+    assert values("-smp", qemu_args(SPEC, WIRING)) == ["cpus=1,maxcpus=2"]
+    assert values("-smp", qemu_args(replace(SPEC, cpus=2), WIRING)) == ["cpus=2"]
+    assert values("-smp", qemu_args(replace(SPEC, accel="kvm"), WIRING)) == ["cpus=1"]
+
+
 def test_accelerators_bring_their_cpu_model() -> None:
     tcg, kvm = qemu_args(SPEC, WIRING), qemu_args(replace(SPEC, accel="kvm"), WIRING)
-    assert values("-cpu", tcg) == ["max"]
+    assert values("-cpu", tcg) == ["max,-erms,-fsrm"]
     assert values("-cpu", kvm) == ["host"]
     assert values("-accel", kvm) == ["kvm"]
     assert values("-cpu", qemu_args(replace(SPEC, cpu="qemu64"), WIRING)) == ["qemu64"]

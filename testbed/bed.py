@@ -1,0 +1,175 @@
+"""A testbed: one run, its VMs, and the regions between them, all ended together.
+
+    with Testbed() as bed:
+        front, back = bed.boot("front", "back")
+        link = bed.link(front, back)
+        transfer(front, "/tmp/data", back, "/tmp/copy", OverRegion(link.name))
+
+Depends on everything else in `testbed` but the command line, on `host` and on `images`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
+
+import images
+from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
+from idc.layout import ChannelSpec, Kind, Rights
+from testbed import accel as accelerators
+from testbed import network as networks
+from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
+from testbed.run import Keep, Run
+from testbed.vm import Vm, boot_all
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from testbed.accel import Verdict, Wish
+
+MIB = 1 << 20
+#: Bytes of a link: header page, the channels below, and a part of its own for each member.
+LINK_BYTES = 16 * MIB
+
+
+def link_channels(a: str, b: str) -> tuple[ChannelSpec, ...]:
+    """The channels of a default link: notes and bulk for transfers, rtt for round trips."""
+    return (
+        ChannelSpec("notes", Kind.MESSAGE, a, b, 16 * 4096, 4096),
+        ChannelSpec("bulk", Kind.BYTE, a, b, 2 * MIB),
+        ChannelSpec("rtt", Kind.MESSAGE, a, b, 64 * 128, 128),
+    )
+
+
+class Testbed:
+    """VMs and regions of one run. A context manager; leaving it ends everything.
+
+    Args:
+        accel: "auto", "kvm" or "tcg"; see `testbed.accel`.
+        qemu: the QEMU binary.
+        image: None for our own, built when it is not there yet.
+        keep: whether the logs stay; see `testbed.run.Keep`.
+
+    Attributes:
+        verdict: the accelerator, and why.
+        image: kernel and root file system of VMs that bring none.
+        run: directory and processes.
+    """
+
+    __test__ = False  # pytest collects classes by their name
+
+    def __init__(self, *, accel: Wish = "auto", qemu: str = DEFAULT_QEMU, image: images.Image | None = None,
+                 keep: Keep = "failed") -> None:
+        self.image = image or images.ensure()
+        self.verdict: Verdict = accelerators.choose(accel, self.image.kernel, qemu=qemu)
+        self.run = Run(keep=keep)
+        self.vms: dict[str, Vm] = {}
+        self.network: Network | None = None
+        self._qemu = qemu
+        self._service: RegionService | None = None
+
+    def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
+        """A VM of this testbed's image, QEMU and accelerator; `fields` are those of `VmSpec`."""
+        defaults: dict[str, Any] = {
+            "kernel": self.image.kernel, "initrd": self.image.initrd, "rootfs": self.image.rootfs,
+            "accel": self.verdict.accel, "qemu": self._qemu, "memory": Memory(memory_mib),
+        }
+        return VmSpec(name=name, **(defaults | fields))
+
+    def boot(self, *vms: str | VmSpec, network: bool = False) -> list[Vm]:
+        """Boot VMs, all at the same time, and wait until their agents are ready. A name stands for `spec(name)`.
+
+        Args:
+            vms: what to boot.
+            network: give each an interface on one network of their own; see `testbed.network`.
+
+        Raises:
+            VmError: one did not boot; none of them is left running then.
+        """
+        specs = [self.spec(vm) if isinstance(vm, str) else vm for vm in vms]
+        with contextlib.ExitStack() as stack:
+            if network:
+                # QEMU has its own copies of the descriptors once it runs
+                self.network = stack.enter_context(networks.make(len(specs)))
+                specs = [dataclasses.replace(spec, nics=(*spec.nics, member.nic), ip=member.ip)
+                         for spec, member in zip(specs, self.network.members, strict=True)]
+            booted = boot_all(specs, self.run)
+        self.vms.update((vm.name, vm) for vm in booted)
+        return booted
+
+    def region(self, spec: RegionSpec) -> Region:
+        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves."""
+        if self._service is None:
+            service = RegionService(self.run.directory, self.run.env)
+            service.start()
+            self._service = service
+        region = self._service.create(spec)
+        for member in spec.members:
+            if member in self.vms:
+                plug(self.vms[member], region)
+        return region
+
+    def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES) -> Region:
+        """A region for two VMs, both of which may write, with the channels of `link_channels`."""
+        members = {a.name: Rights.RW, b.name: Rights.RW}
+        return self.region(RegionSpec(name or f"{a.name}-{b.name}", size, members, link_channels(a.name, b.name)))
+
+    @property
+    def service(self) -> RegionService | None:
+        """The region service, once there is a region."""
+        return self._service
+
+    def close(self, *, failed: bool = False) -> None:
+        """End all VMs, regions and processes. Idempotent."""
+        try:
+            for vm in self.vms.values():
+                vm.close()
+            if self._service is not None:
+                self._service.close()
+        finally:
+            self.run.close(failed=failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close(failed=kind is not None and issubclass(kind, Exception))
+
+
+def plug(vm: Vm, region: Region) -> None:
+    """Plug a region into the VM that is its member of the same name.
+
+    Raises:
+        RegionError: the VM is no member.
+        QmpFailed: QEMU refused; nothing of the attempt stays behind.
+    """
+    attachment = region.attachment(vm.name)
+    device, backend = f"iv-{region.name}", f"ivb-{region.name}"
+    if isinstance(attachment, DoorbellAttachment):
+        vm.add_chardev(backend, attachment.socket)
+        try:
+            vm.plug({"driver": "ivshmem-doorbell", "id": device, "chardev": backend, "vectors": attachment.vectors})
+        except BaseException:
+            vm.remove_chardev(backend)
+            raise
+        return
+    vm.qmp("object-add", {"qom-type": "memory-backend-file", "id": backend, "mem-path": str(attachment.memory),
+                          "size": attachment.size, "share": True, "readonly": True})
+    try:
+        vm.plug({"driver": "ivshmem-plain", "id": device, "memdev": backend})
+    except BaseException:
+        vm.qmp("object-del", {"id": backend})
+        raise
+
+
+def unplug(vm: Vm, region: Region) -> None:
+    """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in time."""
+    vm.unplug(f"iv-{region.name}")
+    if isinstance(region.attachment(vm.name), DoorbellAttachment):
+        vm.remove_chardev(f"ivb-{region.name}")
+    else:
+        vm.qmp("object-del", {"id": f"ivb-{region.name}"})
+
+
