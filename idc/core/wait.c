@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 enum {
+    EAGER_POLLS = 64,            /* polls with no PAUSE between: as long as a round trip between two awake sides */
     POLLS_PER_LOOK = 256,        /* polls between looks at the clock and the watch words: a look costs 20 polls */
     YIELD_AFTER_NS = 20000,      /* a spin this long means the peer may want this very CPU */
     POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
@@ -31,7 +32,7 @@ uint64_t idc_now_ns(void)
 
 void idc_wait_setup(void)
 {
-    enum { PAUSES = 64, CHEAP_NS = 100 };
+    enum { PAUSES = 64, CHEAP_NS = 80 };
     idc_cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
     uint64_t best = UINT64_MAX;
     for (int round = 0; round < 4; round++) {
@@ -97,7 +98,8 @@ static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns)
             return rc;
         if (second != NULL)
             touch_line(second); /* it travels with the first line, not after it */
-        cpu_relax();
+        if (polls > EAGER_POLLS)
+            cpu_relax();
         if (polls % POLLS_PER_LOOK != 0)
             continue;
         rc = ready_or_ended(r, need);
