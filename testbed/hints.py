@@ -7,7 +7,10 @@ import re
 _HINTS: tuple[tuple[str, str], ...] = (
     (r"emulation failure|KVM internal error", "this machine's KVM cannot run the guest; use --accel tcg"),
     (r"Could not access KVM|failed to initialize kvm", "see `ls -l /dev/kvm` and group kvm, or use --accel tcg"),
-    (r"could not load kernel|error reading header|invalid kernel header", "the kernel must be a bzImage"),
+    (
+        r"could not load kernel|error reading header|invalid kernel header|Error loading uncompressed kernel",
+        "the kernel must be a bzImage, or a vmlinux with a PVH entry",
+    ),
     (r"cannot set up guest memory|Cannot allocate memory", "give the VM less memory, or stop other VMs"),
     (r"Failed to get .* lock", "another process writes to this disk image"),
     (r"Could not open '.*'|No such file or directory", "a file that QEMU was given is missing; is the image complete?"),

@@ -148,7 +148,7 @@ class Vm:
             return self._agent.wait_ready(timeout)
         except TimeoutError:
             raise self._error(
-                BootFailed, f"no READY from its agent in {timeout:g} s (QEMU: {self._run_state()})"
+                BootFailed, f"no READY from its agent in {timeout:.0f} s (QEMU: {self._run_state()})"
             ) from None
         except QemuFailed as error:
             if self._console.first_byte is None:
@@ -263,6 +263,9 @@ class Vm:
 
     def _cause_of_death(self, code: int) -> VmError:
         panic = self._panic_text()
+        oops = next((f.text for f in self._console.findings if f.severity == "oops"), "")
+        if panic and oops:  # the kernel was told to panic on an oops (oops=panic): the oops is what happened
+            return self._error(GuestOops, f"the kernel reported: {oops}; then it panicked, as it was told to")
         if panic:
             return self._error(GuestPanicked, panic)
         if self._stopping:
