@@ -98,7 +98,7 @@ def _receive_datagram(sock: socket.socket, fds: list[int]) -> bytes:
     data, received, flags, _ = socket.recv_fds(sock, MAX_DATAGRAM, FDS_PER_DATAGRAM + 3, socket.MSG_CMSG_CLOEXEC)
     fds += received
     if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-        raise ProtocolError("a datagram was cut (RLIMIT_NOFILE reached?)")
+        raise ProtocolError("a message was cut: raise the limit of open files (ulimit -n)")
     return data
 
 

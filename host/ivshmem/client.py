@@ -204,10 +204,12 @@ def _receive(sock: socket.socket, client: Client) -> Joined | Left | None:
         raise PeerError(f"the connection to the ivshmem server failed: {error.strerror}") from error
     if not data:
         raise PeerError("the ivshmem server ended the connection (its log says why)")
+    if flags & socket.MSG_CTRUNC:
+        # Before it is decoded: a vector without its descriptor would read as a peer that left.
+        wire.close_all(fds)
+        raise ProtocolError("a descriptor was lost: raise the limit of open files (ulimit -n)")
     event = client.feed(data, fds)
     if isinstance(event, Joined):
         # Whoever fills a peer's counter must not block on it. (QEMU does the same to what it receives.)
         os.set_blocking(event.descriptor, False)
-    if flags & socket.MSG_CTRUNC:
-        raise ProtocolError("a descriptor was lost (RLIMIT_NOFILE reached?)")
     return event

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idc import layout
@@ -171,12 +171,14 @@ def test_error_text_is_cut_at_a_character() -> None:
     assert parse_header(page).error_text.startswith("�")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=2 * layout.HEADER_BYTES))
 def test_arbitrary_bytes_are_one_error(data: bytes) -> None:
     with pytest.raises(LayoutError):
         parse_header(data)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(8, 4095), st.integers(0, 255)), max_size=12))
 def test_damaged_bytes_parse_or_are_one_error(damage: list[tuple[int, int]]) -> None:
     page = bytearray(pack_header(link()))
@@ -190,6 +192,7 @@ def test_damaged_bytes_parse_or_are_one_error(damage: list[tuple[int, int]]) -> 
     assert parse_header(pack_header(header)) == header
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.sampled_from([1 << n for n in range(13, 31)]),
     st.dictionaries(
@@ -213,9 +216,7 @@ def test_every_plan_that_is_accepted_is_disjoint(
         assert "beyond" in str(error)  # noqa: PT017 - too small is the only thing wrong with such a plan
         return
     assert parse_header(pack_header(header), size) == header
-    spans = sorted(
-        [(c.offset, c.length) for c in header.channels] + [(p.offset, p.length) for p in header.parts]
-    )
+    spans = sorted([(c.offset, c.length) for c in header.channels] + [(p.offset, p.length) for p in header.parts])
     end = layout.HEADER_BYTES
     for offset, length in spans:
         assert offset >= end
