@@ -18,8 +18,10 @@ MANIFEST = "manifest.json"
 
 #: What this kernel and this init need to boot, fast, and to show why when they do not. Without loglevel=4 `quiet`
 #: would hide warnings such as a hung task; panic=-1 ends QEMU (-no-reboot) at once instead of leaving it spinning.
+#: cryptomgr.notests: the kernel's own tests of its ciphers cost an emulated processor up to half a second.
 KERNEL_ARGUMENTS = (
     "console=ttyS0", "quiet", "loglevel=4", "panic=-1", "oops=panic", "intel_iommu=on", "iommu=pt",
+    "cryptomgr.notests",
 )  # fmt: skip
 
 

@@ -24,16 +24,20 @@ def unpack_bzimage(image: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sectors + 1) * _SECTOR + offset
     payload = image[start : start + length]
+    unpacker: lzma.LZMADecompressor | zlib._Decompress
+    if payload.startswith(b"\xfd7zXZ"):
+        unpacker = lzma.LZMADecompressor()
+    elif payload.startswith(b"\x1f\x8b"):
+        unpacker = zlib.decompressobj(31)
+    else:
+        raise ImageError(f"the kernel is packed in an unknown way (starts with {payload[:4].hex()})")
     try:
-        if payload.startswith(b"\xfd7zXZ"):
-            # behind the stream stand four bytes of unpacked size, which is no xz
-            elf = lzma.LZMADecompressor().decompress(payload)
-        elif payload.startswith(b"\x1f\x8b"):
-            elf = zlib.decompressobj(31).decompress(payload)
-        else:
-            raise ImageError(f"the kernel is packed in an unknown way (starts with {payload[:4].hex()})")
+        # behind the stream stand four bytes of unpacked size, which belong to neither format
+        elf = unpacker.decompress(payload)
     except (lzma.LZMAError, zlib.error) as error:
         raise ImageError(f"the kernel cannot be unpacked: {error}") from error
+    if not unpacker.eof:
+        raise ImageError("the kernel is cut off")
     if not elf.startswith(b"\x7fELF"):
         raise ImageError("the kernel's payload is not an ELF file")
     return elf

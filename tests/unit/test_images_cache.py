@@ -1,0 +1,172 @@
+"""The cache: lock, rubbish of killed builds, choosing what to prune, and programs that fail or are cancelled."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import images
+from images.cache import Cache, choose_stale, default_directory
+from images.errors import ImageError, MissingProgramError, ProgramError
+from images.runner import Runner
+
+
+def nothing(_: str) -> None:
+    """Progress that is not looked at."""
+
+
+class TestDirectory:
+    def test_order_of_the_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+        monkeypatch.setenv("IDC_TESTBED_CACHE", "/own")
+        assert default_directory() == Path("/own")
+        monkeypatch.delenv("IDC_TESTBED_CACHE")
+        assert default_directory() == Path("/x/idc-testbed")
+        monkeypatch.setenv("XDG_CACHE_HOME", "")
+        monkeypatch.setenv("HOME", "/h")
+        assert default_directory() == Path("/h/.cache/idc-testbed")
+
+    def test_not_a_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "c").write_text("")
+        with pytest.raises(ImageError, match="IDC_TESTBED_CACHE"), Cache(tmp_path / "c").locked(nothing):
+            pass
+
+
+class TestLock:
+    def test_the_second_says_that_it_waits(self, tmp_path: Path) -> None:
+        cache, said, order = Cache(tmp_path), threading.Event(), []
+
+        def second() -> None:
+            with cache.locked(lambda _: said.set()):
+                order.append("second")
+
+        with cache.locked(nothing):
+            thread = threading.Thread(target=second)
+            thread.start()
+            assert said.wait(10)
+            order.append("first")
+        thread.join(10)
+        assert order == ["first", "second"]
+
+    def test_what_a_killed_build_left_is_cleared(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        (cache.tmp / "base").mkdir(parents=True)
+        (cache.tmp / "base" / "half.tar").write_bytes(b"half")
+        with cache.locked(nothing):
+            assert list(cache.tmp.iterdir()) == []
+
+
+class TestPrune:
+    USED: ClassVar = {"old": 1.0, "middle": 2.0, "new": 3.0}
+
+    def test_keeps_the_newest(self) -> None:
+        assert choose_stale(self.USED, keep=1) == ["old", "middle"]
+        assert choose_stale(self.USED, keep=5) == []
+        assert choose_stale(self.USED, keep=0) == ["old", "middle", "new"]
+
+    def test_keeps_what_is_needed(self) -> None:
+        assert choose_stale(self.USED, keep=1, needed=frozenset({"old"})) == ["middle"]
+
+    def make(self, cache: Cache, name: str, when: float, parts: list[str]) -> None:
+        directory = cache.images / f"debian12-{name}"
+        directory.mkdir(parents=True)
+        files = {key: f"{name}.{key}" for key in ("kernel", "initrd", "rootfs", "kernel_deb")}
+        for file in files.values():
+            (directory / file).write_bytes(bytes(4096))
+        manifest = directory / "manifest.json"
+        manifest.write_text(json.dumps(
+            {"name": "debian12", "hash": name, "files": files, "kernel_arguments": ["quiet"], "parts": parts}))
+        os.utime(manifest, (when, when))
+        cache.stages.mkdir(exist_ok=True)
+        for part in parts:
+            (cache.stages / part).write_bytes(bytes(4096))
+
+    def test_images_with_the_parts_only_they_need(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        self.make(cache, "aaa", 1, ["base-1.tar", "core-1.tar"])
+        self.make(cache, "bbb", 2, ["base-1.tar", "core-2.tar"])
+        (cache.images / "debian12-ccc").mkdir()
+        removed, freed = images.prune(cache=tmp_path)
+        assert sorted(path.name for path in removed) == ["core-1.tar", "debian12-aaa", "debian12-ccc"]
+        assert freed >= 5 * 4096
+        assert [image.hash for image in images.list_images(tmp_path)] == ["bbb"]
+        assert sorted(path.name for path in cache.stages.iterdir()) == ["base-1.tar", "core-2.tar"]
+
+    def test_show(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        with pytest.raises(ImageError, match="testbed image build"):
+            images.show(cache=tmp_path)
+        self.make(cache, "aab", 1, [])
+        self.make(cache, "aac", 2, [])
+        assert images.show(cache=tmp_path).hash == "aac"
+        assert images.show("aab", tmp_path).label == "debian12-aab"
+        with pytest.raises(ImageError, match="matches"):
+            images.show("aa", tmp_path)
+
+    def test_a_damaged_image_is_said_to_be(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        self.make(cache, "aaa", 1, [])
+        (cache.images / "debian12-aaa" / "aaa.rootfs").unlink()
+        with pytest.raises(ImageError, match="damaged"):
+            images.show(cache=tmp_path)
+
+
+class TestRunner:
+    def test_output_inputs_and_log(self, tmp_path: Path) -> None:
+        given = tmp_path / "with 'quote"
+        given.write_text("content")
+        log = tmp_path / "log"
+        text = Runner().run("reading", ["sh", "-c", "cat <&4; echo noise >&2"], log, inputs={4: given})
+        assert text == "content"
+        assert log.read_text().startswith("+ ")
+        assert log.read_text().endswith("noise\n")
+
+    def test_a_failure_can_be_replayed_and_says_what_to_try(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        with pytest.raises(ProgramError) as caught:
+            Runner().run("building", ["sh", "-c", "echo 'No space left on device' >&2; exit 3"], log,
+                         environment={"A": "b c"})
+        text = str(caught.value)
+        assert "building failed: it ended with exit code 3" in text
+        assert "A='b c' " in caught.value.command
+        assert str(log) in text
+        assert "| No space left on device" in text
+        assert "try: free some space" in text
+        assert caught.value.status == 3
+
+    def test_a_missing_program_names_its_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("images.errors.SEARCH_PATH", str(tmp_path))
+        with pytest.raises(MissingProgramError, match="apt-get install erofs-utils"):
+            Runner().run("x", ["mkfs.erofs"], tmp_path / "log")
+
+    def test_cancel_ends_children_of_children(self, tmp_path: Path) -> None:
+        runner, mark, failures = Runner(), tmp_path / "pid", []
+
+        def work() -> None:
+            try:
+                runner.run("sleeping", ["sh", "-c", f"sleep 100 & echo $! > {mark}.new; mv {mark}.new {mark}; wait"],
+                           tmp_path / "log")
+            except ProgramError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not mark.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        runner.cancel()
+        thread.join(10)
+        assert len(failures) == 1
+        assert failures[0].status < 0
+        status = Path(f"/proc/{mark.read_text().strip()}/stat")
+        # nobody may have reaped it yet
+        assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+        with pytest.raises(ImageError, match="cancelled"):
+            runner.run("late", ["true"], tmp_path / "log")
