@@ -1,7 +1,7 @@
 """Builds and runs the fuzz target of the C core's reader and writer: python tests/fuzz/run.py --seconds 600
 
-Prints libFuzzer's last line and the line, branch and region coverage of each core file; exits 1 on a crash, whose input
-is kept in build/fuzz. Needs clang, libclang-rt-*-dev and llvm. Depends on the standard library only.
+Prints inputs, edges and the lines of each core file that ran; exits 1 on a crash, whose input is kept beside
+the corpus. Needs clang, libclang-rt-*-dev and llvm. Depends on the standard library only.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ def fuzz(seconds: int, corpus: Path) -> Found:
     return Found(int(runs[1]), int(edges[-1]), lines, uncovered)
 
 
+def report(found: Found) -> None:
+    """Print what a run covered."""
+    sys.stdout.write(f"{found.runs} inputs, {found.edges} edges, no crash\n")
+    for name, percent in found.lines.items():
+        missed = ", ".join(map(str, found.uncovered[name])) or "none"
+        sys.stdout.write(f"{name}: {percent:.1f} % of lines; not reached: {missed}\n")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,10 +144,7 @@ def main() -> None:
         found = fuzz(args.seconds, args.corpus)
     except FuzzError as error:
         sys.exit(str(error))
-    sys.stdout.write(f"{found.runs} inputs, {found.edges} edges, no crash\n")
-    for name, percent in found.lines.items():
-        missed = ", ".join(map(str, found.uncovered[name])) or "none"
-        sys.stdout.write(f"{name}: {percent:.1f} % of lines; not reached: {missed}\n")
+    report(found)
 
 
 if __name__ == "__main__":
