@@ -29,6 +29,7 @@ from region_support import (
 )
 
 from host.errors import PeerError, ProtocolError, RegionError, ServerError, SocketPathError
+from host.holder import Holder
 from host.ivshmem.client import connect
 from host.region import DoorbellAttachment, PlainAttachment, RegionService, RegionSpec
 from idc.layout import HEADER_BYTES, LayoutError, Rights, parse_header
@@ -233,6 +234,40 @@ def test_killed_server_while_it_greeted_a_client_cuts_that_client_off() -> None:
             assert received < 483 * 8
         with connect(region.socket("m1")) as again:
             assert word(again, 1) == (2, True)
+
+
+def test_killed_server_between_its_books_and_the_header_page() -> None:
+    with running() as service:
+        region = service.create(link())
+        with connect(region.socket("front")) as front:
+            settle(service)
+            os.kill(service.server_pid, signal.SIGKILL)
+            until("server gone", lambda: not alive(service.server_pid))
+            holder = Holder(service.holder_socket)
+            # As if the fifth incarnation had come and gone, and nobody had been told of either.
+            holder.put("seat/link/back", [], '{"incarnation": 5, "greeted": true}')
+            holder.close()
+            service.restart()
+            assert word(front, 1) == (5, False)
+            for vector in range(3):
+                assert front.wait(vector, DEADLINE)
+
+
+def test_a_member_is_served_whose_predecessor_ended_unseen() -> None:
+    with running() as service:
+        region = service.create(link())
+        first = connect(region.socket("front"))
+        settle(service)
+        os.kill(service.server_pid, signal.SIGSTOP)
+        try:
+            # The server will hear of the new connection before it hears of the old one's end.
+            second = raw(region.socket("front"))
+            first.close()
+        finally:
+            os.kill(service.server_pid, signal.SIGCONT)
+        with second:
+            assert second.recv(8) == bytes(8)
+        assert service.members("link")["front"][0] == 2
 
 
 def test_restarts_again_and_again() -> None:
