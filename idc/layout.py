@@ -285,9 +285,7 @@ class RegionHeader:
         for index, spec in enumerate(channels):
             for side in (spec.a, spec.b):
                 if side not in ids:
-                    raise LayoutError(
-                        f"channel {spec.name!r} names {side!r}, which is no member of region {name!r}"
-                    )
+                    raise LayoutError(f"channel {spec.name!r} names {side!r}, which is no member of region {name!r}")
             entry = ChannelEntry(
                 spec.name,
                 Kind(spec.kind),
@@ -422,9 +420,7 @@ def error_text(text: str) -> bytes:
 
 def _parse_members(page: bytes, count: int) -> Iterator[Member]:
     for i in range(count):
-        presence, incarnation, number, rights, _, name = _MEMBER.unpack_from(
-            page, MEMBERS_AT + i * MEMBER_BYTES
-        )
+        presence, incarnation, number, rights, _, name = _MEMBER.unpack_from(page, MEMBERS_AT + i * MEMBER_BYTES)
         if rights not in (Rights.RO, Rights.RW):
             raise LayoutError(f"member {i} has unknown rights {rights}")
         yield Member(number, _text(name, f"name of member {i}"), Rights(rights), incarnation, presence == 1)
@@ -432,9 +428,7 @@ def _parse_members(page: bytes, count: int) -> Iterator[Member]:
 
 def _parse_channels(page: bytes, count: int) -> Iterator[ChannelEntry]:
     for i in range(count):
-        name, kind, a, b, vector, offset, ring, slot, _ = _CHANNEL.unpack_from(
-            page, _CHANNELS_AT + i * _CHANNEL_BYTES
-        )
+        name, kind, a, b, vector, offset, ring, slot, _ = _CHANNEL.unpack_from(page, _CHANNELS_AT + i * _CHANNEL_BYTES)
         if kind not in (Kind.MESSAGE, Kind.BYTE):
             raise LayoutError(f"channel {i} is of unknown kind {kind}")
         yield ChannelEntry(_text(name, f"name of channel {i}"), Kind(kind), a, b, vector, offset, ring, slot)
@@ -463,9 +457,7 @@ def _power_of_two(n: int) -> bool:
 
 def _check_name(what: str, name: str, limit: int) -> None:
     if not _NAME.fullmatch(name) or len(name) > limit:
-        raise LayoutError(
-            f"{what} {name!r} is not 1 to {limit} of A-Z a-z 0-9 . _ - (first a letter or digit)"
-        )
+        raise LayoutError(f"{what} {name!r} is not 1 to {limit} of A-Z a-z 0-9 . _ - (first a letter or digit)")
 
 
 def _check(h: RegionHeader) -> None:
@@ -508,9 +500,7 @@ def _check_members(h: RegionHeader) -> None:
         if member.id != i:
             raise LayoutError(f"member at index {i} has id {member.id}")
         if not 0 <= member.incarnation < 1 << 32:
-            raise LayoutError(
-                f"incarnation {member.incarnation} of member {member.name!r} does not fit in 32 bits"
-            )
+            raise LayoutError(f"incarnation {member.incarnation} of member {member.name!r} does not fit in 32 bits")
         _check_name("member name", member.name, _MEMBER_NAME_BYTES)
     if len({member.name for member in h.members}) != len(h.members):
         raise LayoutError("two members have the same name")
@@ -531,13 +521,9 @@ def _check_channels(h: RegionHeader, extents: list[tuple[str, int, int]]) -> Non
                 raise LayoutError(f"channel {c.name!r}: member {side} is not an rw member of the region")
             for vector in (c.data_vector, c.space_vector):
                 if not HOST_VECTOR < vector < h.vectors:
-                    raise LayoutError(
-                        f"channel {c.name!r} uses vector {vector}: must be 1 to {h.vectors - 1}"
-                    )
+                    raise LayoutError(f"channel {c.name!r} uses vector {vector}: must be 1 to {h.vectors - 1}")
                 if (side, vector) in used:
-                    raise LayoutError(
-                        f"channel {c.name!r} shares vector {vector} of member {side} with another"
-                    )
+                    raise LayoutError(f"channel {c.name!r} shares vector {vector} of member {side} with another")
                 used.add((side, vector))
         _check_ring(c)
         if c.offset % PAGE:
@@ -558,13 +544,10 @@ def _check_ring(c: ChannelEntry) -> None:
             )
         return
     if c.slot_size < MIN_SLOT or c.slot_size % MIN_SLOT:
-        raise LayoutError(
-            f"channel {c.name!r} has slots of {c.slot_size} bytes: must be a multiple of {MIN_SLOT}"
-        )
+        raise LayoutError(f"channel {c.name!r} has slots of {c.slot_size} bytes: must be a multiple of {MIN_SLOT}")
     if c.ring_bytes % c.slot_size or not _power_of_two(c.slots) or c.slots < 2:
         raise LayoutError(
-            f"channel {c.name!r}: {c.ring_bytes} bytes are not a power of two (from 2) "
-            f"of slots of {c.slot_size}"
+            f"channel {c.name!r}: {c.ring_bytes} bytes are not a power of two (from 2) of slots of {c.slot_size}"
         )
 
 
