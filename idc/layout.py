@@ -113,9 +113,9 @@ RING_AB: Final = 256
 RING_BA: Final = 512
 RING_CONTROL_BYTES: Final = 256
 RING_TAIL: Final = 0  # u64, producer
-RING_SPACE_EVENT: Final = 8  # u64, producer
+RING_SPACE_EVENT: Final = 64  # u64, producer; a line of its own, looked at while the index moves
 RING_HEAD: Final = 128  # u64, consumer
-RING_DATA_EVENT: Final = 136  # u64, consumer
+RING_DATA_EVENT: Final = 192  # u64, consumer
 
 SLOT_HEADER_BYTES: Final = 8
 MIN_SLOT: Final = 64

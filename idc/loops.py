@@ -1,4 +1,4 @@
-"""Native round-trip loops over a connected channel: what the rings cost without Python in the way.
+"""Native loops over a connected channel, round trips and streams: what the rings cost without Python in the way.
 
 Each call is one crossing into the C core and ends at its limit at the latest, so a dead peer cannot hang it.
 Depends on idc._core, idc.channel and idc.errors.
@@ -13,7 +13,8 @@ from idc._core import ffi, lib
 from idc.errors import TimedOutError
 
 if TYPE_CHECKING:
-    from idc.channel import MessageChannel
+    from idc.channel import ByteChannel, MessageChannel
+    from idc.ringbase import Ring
 
 
 def ping(channel: MessageChannel, size: int, count: int, *, per: int = 1, spin: float, limit: float) -> array[int]:
@@ -34,7 +35,7 @@ def ping(channel: MessageChannel, size: int, count: int, *, per: int = 1, spin: 
     view = ffi.from_buffer("uint64_t[]", samples, require_writable=True)
     done = lib.idc_loop_ping(channel.sender._ring, channel.receiver._ring, size, view, count, per,
                              _nanoseconds(spin), _deadline(limit))
-    _check(channel, done, count, limit)
+    _check((channel.receiver, channel.sender), done, count, limit)
     return samples
 
 
@@ -42,7 +43,28 @@ def echo(channel: MessageChannel, rounds: int, *, spin: float, limit: float) -> 
     """Send back whatever comes, `rounds` times. See `ping`."""
     done = lib.idc_loop_echo(channel.receiver._ring, channel.sender._ring, rounds, _nanoseconds(spin),
                              _deadline(limit))
-    _check(channel, done, rounds, limit)
+    _check((channel.receiver, channel.sender), done, rounds, limit)
+
+
+def stream_out(channel: ByteChannel, total: int, chunk: int, *, spin: float, limit: float) -> float:
+    """Copy `total` bytes into the ring in writes of `chunk`, then wait until the other end has taken them all.
+
+    Returns:
+        Seconds that took.
+    """
+    started = int(lib.idc_now_ns())
+    done = lib.idc_loop_stream_out(channel.sender._ring, total, chunk, _nanoseconds(spin), _deadline(limit))
+    _check((channel.sender,), done, total, limit)
+    # one byte back: the clock stops when the last byte was read, not when it was written
+    channel.receiver.read_exactly(1, timeout=limit)
+    return (int(lib.idc_now_ns()) - started) / 1e9
+
+
+def stream_in(channel: ByteChannel, total: int, chunk: int, *, spin: float, limit: float) -> None:
+    """Copy `total` bytes out of the ring in reads of up to `chunk`. See `stream_out`."""
+    done = lib.idc_loop_stream_in(channel.receiver._ring, total, chunk, _nanoseconds(spin), _deadline(limit))
+    _check((channel.receiver,), done, total, limit)
+    channel.sender.write(b"!", timeout=limit)
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -53,12 +75,11 @@ def _deadline(limit: float) -> int:
     return int(lib.idc_now_ns()) + _nanoseconds(limit)
 
 
-def _check(channel: MessageChannel, done: int, wanted: int, limit: float) -> None:
+def _check(rings: tuple[Ring, ...], done: int, wanted: int, limit: float) -> None:
     if done < 0:
-        ring = channel.receiver if channel.receiver._ring.ended else channel.sender
-        raise ring._fail(done)
+        raise next((ring for ring in rings if ring._ring.ended), rings[0])._fail(done)
     if done < wanted:
-        raise TimedOutError(f"{done} of {wanted} rounds in {limit:g} s")
+        raise TimedOutError(f"{done} of {wanted} in {limit:g} s")
 
 
 def percentiles(samples: array[int]) -> dict[str, int]:

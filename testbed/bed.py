@@ -24,6 +24,7 @@ from testbed.run import Keep, Run
 from testbed.vm import Vm, boot_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from testbed.accel import Verdict, Wish
@@ -42,6 +43,10 @@ def link_channels(a: str, b: str) -> tuple[ChannelSpec, ...]:
     )
 
 
+def _quiet(_: str) -> None:
+    """Tell nobody."""
+
+
 class Testbed:
     """VMs and regions of one run. A context manager; leaving it ends everything.
 
@@ -50,6 +55,7 @@ class Testbed:
         qemu: the QEMU binary.
         image: None for our own, built when it is not there yet.
         keep: whether the logs stay; see `testbed.run.Keep`.
+        notify: told, a line at a time, of what takes long: building the image.
 
     Attributes:
         verdict: the accelerator, and why.
@@ -60,12 +66,12 @@ class Testbed:
     __test__ = False  # pytest collects classes by their name
 
     def __init__(self, *, accel: Wish = "auto", qemu: str = DEFAULT_QEMU, image: images.Image | None = None,
-                 keep: Keep = "failed") -> None:
-        self.image = image or images.ensure()
+                 keep: Keep = "failed", notify: Callable[[str], None] = _quiet) -> None:
+        self.image = image or images.ensure(progress=notify)
         self.verdict: Verdict = accelerators.choose(accel, self.image.kernel, qemu=qemu)
         self.run = Run(keep=keep)
         self.vms: dict[str, Vm] = {}
-        self.network: Network | None = None
+        self.network: networks.Network | None = None
         self._qemu = qemu
         self._service: RegionService | None = None
 

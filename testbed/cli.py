@@ -1,0 +1,141 @@
+"""The `testbed` command. Parses, calls the library, prints; decides nothing itself.
+
+Every error a user can cause or meet ends as one message and exit code 1 (2 for wrong usage, 130 for Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+import images
+from host.errors import HostError
+from idc.errors import IdcError
+from testbed import accel as accelerators
+from testbed import cli_image, demo, ship
+from testbed.bed import Testbed
+from testbed.errors import TestbedError
+from testbed.progress import Steps
+from testbed.qemu_args import DEFAULT_QEMU, format_args, path_wiring, qemu_args
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(help="Virtual machines that talk through shared memory: boot, transfer, measure.",
+                  no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(cli_image.app, name="image")
+
+Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]
+Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the QEMU commands, one option a line, and stop.")]
+
+
+def _wish(text: str) -> accelerators.Wish:
+    wishes: dict[str, accelerators.Wish] = {"auto": "auto", "kvm": "kvm", "tcg": "tcg"}
+    if text not in wishes:
+        raise typer.BadParameter(f"{text!r} is not auto, kvm or tcg", param_hint="--accel")
+    return wishes[text]
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _dry_run(names: list[str], accel: str, qemu: str, **fields: Any) -> None:  # noqa: ANN401 - any field of VmSpec
+    with Testbed(accel=_wish(accel), qemu=qemu, notify=Steps().say) as bed:
+        for name in names:
+            spec = bed.spec(name, **fields)
+            _out(format_args(qemu_args(spec, path_wiring(str(bed.run.directory), name))))
+
+
+@app.command("demo")
+def demo_command(
+    file: Annotated[Path | None, typer.Argument(help="File to send; by default the Debian kernel package.")] = None,
+    accel: Accel = "auto",
+    qemu: Qemu = DEFAULT_QEMU,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Send a real file between two VMs through shared memory and over TCP, and measure both."""
+    if dry_run:
+        _dry_run(["front", "back"], accel, qemu)
+        return
+    report = demo.run(file, Steps(quiet=quiet), accel=_wish(accel), qemu=qemu)
+    if as_json:
+        _out(report.as_json())
+    else:
+        demo.show(report, Console(highlight=False))
+
+
+@app.command()
+def transfer(
+    file: Annotated[Path, typer.Argument(help="File of this machine to send.")],
+    source: Annotated[str, typer.Option("--from", metavar="VM", help="Name of the VM that sends it.")],
+    target: Annotated[str, typer.Option("--to", metavar="VM", help="Name of the VM that receives it.")],
+    path: Annotated[str | None, typer.Option("--path", help="Where it lands in the receiving VM.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Copy what was received to this file here.")] = None,
+    tcp: Annotated[bool, typer.Option("--tcp", help="Over TCP instead of shared memory.")] = False,
+    accel: Accel = "auto",
+    qemu: Qemu = DEFAULT_QEMU,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Boot two VMs and send a file of any size from one to the other; its checksum is verified at both ends."""
+    if dry_run:
+        _dry_run([source, target], accel, qemu)
+        return
+    job = ship.Job(file, source, target, path=path, save=save, tcp=tcp)
+    done = ship.run(job, Steps(quiet=quiet), accel=_wish(accel), qemu=qemu)
+    if as_json:
+        _out(json.dumps(dataclasses.asdict(done) | {"rate": done.rate}, indent=2))
+    else:
+        _out(f"{done.name}: {done.size} bytes from {done.source} to {done.target} over {done.path} in "
+             f"{done.seconds:.3f} s ({done.rate / 1e6:.1f} MB/s, {done.accel}), SHA-256 {done.sha256}")
+
+
+@app.command()
+def accel(
+    wish: Annotated[str, typer.Argument(metavar="[auto|kvm|tcg]")] = "auto",
+    qemu: Qemu = DEFAULT_QEMU,
+    as_json: Json = False,
+) -> None:
+    """Prove which accelerator works here by booting a guest with it, and say why."""
+    verdict = accelerators.choose(_wish(wish), images.ensure(progress=Steps().say).kernel, qemu=qemu)
+    _out(json.dumps(dataclasses.asdict(verdict), indent=2) if as_json else str(verdict))
+
+
+def _ended(number: int, _frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: through the context managers that clean up."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main() -> None:
+    """Entry point of the `testbed` command."""
+    signal.signal(signal.SIGTERM, _ended)
+    signal.signal(signal.SIGHUP, _ended)
+    try:
+        app(standalone_mode=False)
+    except (TestbedError, images.ImageError, HostError, IdcError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; everything that was started is ended\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

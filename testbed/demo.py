@@ -1,0 +1,254 @@
+"""`testbed demo`: two VMs, one shared region, a real file there and back, and the same over TCP.
+
+Measures in turn (shared memory, TCP, shared memory, TCP) in the same two VMs; what is printed and what is in the
+JSON are the same objects. Depends on `testbed.bed`, `testbed.transfer` and rich.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from testbed.bed import Testbed
+from testbed.errors import TestbedError
+from testbed.transfer import OverRegion, OverTcp, Transferred, transfer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from host.region import Region
+    from testbed.accel import Wish
+    from testbed.progress import Steps
+    from testbed.vm import Vm
+
+SOCKPERF_PORT, SOCKPERF_SECONDS = 7001, 2
+IPERF_SECONDS = 2
+MESSAGE_BYTES = 64
+#: Guest memory beyond twice the file (the sent and the returned one live in a tmpfs of half of it), MiB.
+SPARE_MIB = 256
+
+
+class DemoFailed(TestbedError):
+    """A measurement of the demo did not come out; the message has what the guest said."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing. Round trips in nanoseconds, everything else in bytes a second.
+
+    `per` is how many round trips one sample averages; `seconds` what a file took; `note` the way it went.
+    """
+
+    name: str
+    path: str
+    mode: str | None
+    size: int
+    unit: str
+    samples: int
+    api: str = "core"
+    domains: str = "vm-vm"
+    value: float | None = None
+    seconds: float | None = None
+    per: int = 1
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    p999: float | None = None
+    max: float | None = None
+    late: int = 0
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """What a demo found."""
+
+    accel: str
+    accel_reason: str
+    file: str
+    size: int
+    sha256: str = ""
+    network: str = ""
+    host: dict[str, str] = field(default_factory=dict)
+    results: list[Row] = field(default_factory=list)
+
+    def row(self, name: str, path: str, mode: str | None = None) -> Row:
+        """The result of that name. Raises KeyError."""
+        for row in self.results:
+            if (row.name, row.path) == (name, path) and mode in (None, row.mode):
+                return row
+        raise KeyError((name, path, mode))
+
+    def as_json(self) -> str:
+        """The report as one JSON object."""
+        rows = [{key: value for key, value in asdict(row).items() if value is not None or key == "mode"}
+                for row in self.results]
+        return json.dumps(asdict(self) | {"results": rows}, indent=2)
+
+
+def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str | None = None) -> Report:
+    """Do all of it.
+
+    Args:
+        file: what to send; None for the Debian kernel package that the image was built from.
+        steps: where progress is shown.
+        accel: see `testbed.accel`.
+        qemu: QEMU binary, None for the one in PATH.
+
+    Raises:
+        TestbedError: something failed; everything that was started is ended.
+    """
+    options: dict[str, Any] = {"qemu": qemu} if qemu else {}
+    with Testbed(accel=accel, notify=steps.say, **options) as bed:
+        steps.say(f"accelerator: {bed.verdict.accel} ({bed.verdict.reason})")
+        source = file or bed.image.kernel_deb
+        if not source.is_file():
+            raise DemoFailed(f"{source} is not a file")
+        size = source.stat().st_size
+        report = Report(bed.verdict.accel, bed.verdict.reason, source.name, size, host=_host(bed))
+        memory = max(512, SPARE_MIB + 4 * (size >> 20))
+        started = time.monotonic()
+        with steps.wait("booting front and back"):
+            front, back = bed.boot(bed.spec("front", memory_mib=memory), bed.spec("back", memory_mib=memory),
+                                   network=True)
+        steps.say(f"booted front and back in {time.monotonic() - started:.1f} s")
+        assert bed.network is not None
+        report.network = bed.network.description
+        link = bed.link(front, back)
+        steps.say(f"region {link.name!r}: {link.header.size >> 20} MiB, plugged into front and back and nobody else")
+        sent, returned, copy = f"/tmp/{source.name}", f"/tmp/{source.name}.returned", "/tmp/copy"
+        with steps.bar(f"{source.name} into front", size) as bar:
+            front.push(source, sent, progress=lambda done, _: bar(done))
+        _files(report, front, back, (sent, copy, returned), link, bed, steps)
+        with steps.wait(f"{MESSAGE_BYTES}-byte round trips and a stream through shared memory"):
+            _measure_region(report, front, back, link)
+        with steps.wait("the same over TCP (sockperf, iperf3)"):
+            _measure_tcp(report, front, back, bed.network.members[1].address)
+        return report
+
+
+def _host(bed: Testbed) -> dict[str, str]:
+    return {"system": platform.platform(), "machine": platform.machine(),
+            "guest_kernel": str(bed.image.manifest.get("kernel_release", ""))}
+
+
+def _files(report: Report, front: Vm, back: Vm, paths: tuple[str, str, str], link: Region, bed: Testbed,
+           steps: Steps) -> None:
+    """There and back by shared memory and by TCP, in turn, checksums compared all the way."""
+    sent, copy, returned = paths
+    assert bed.network is not None
+    addresses = {member: bed.network.members[index].address for index, member in enumerate(("front", "back"))}
+    for source, path, target, destination in ((front, sent, back, copy), (back, copy, front, returned)):
+        for over in (OverRegion(link.name), OverTcp(addresses[target.name])):
+            title = f"{source.name} -> {target.name} over {over.path}"
+            with steps.transfer(title) as progress:
+                done = transfer(source, path, target, destination, over, progress=progress)
+            _same_file(report, done)
+            report.results.append(Row("file", over.path, f"{source.name} to {target.name}", done.size, "B/s", 1,
+                                      api="python", value=done.rate, seconds=done.seconds))
+
+
+def _same_file(report: Report, done: Transferred) -> None:
+    report.sha256 = report.sha256 or done.sha256
+    if done.sha256 != report.sha256:
+        raise DemoFailed(f"{done.source} sent {done.sha256}, but the file has {report.sha256}")
+
+
+def _measure_region(report: Report, front: Vm, back: Vm, link: Region) -> None:
+    command = ["python3", "-m", "guest.measure"]
+    echo = back.spawn([*command, "echo", "--region", link.name])
+    output = front.succeed([*command, "ping", "--region", link.name, "--size", str(MESSAGE_BYTES)], timeout=120)
+    echo.wait(30)
+    for line in map(json.loads, output.splitlines()):
+        if "error" in line:
+            raise DemoFailed(f"measuring over region {link.name}: {line['error']}")
+        fields = {"mode": None} | line
+        report.results.append(Row(path="ivshmem", **fields))
+
+
+def _measure_tcp(report: Report, front: Vm, back: Vm, address: str) -> None:
+    server = back.spawn(f"sockperf sr --tcp -i {address} -p {SOCKPERF_PORT}")
+    back.wait_until_succeeds(f"ss -Hltn sport = {SOCKPERF_PORT} | grep -q .")
+    text = front.succeed(f"sockperf ping-pong --tcp -i {address} -p {SOCKPERF_PORT} -m {MESSAGE_BYTES} "
+                         f"-t {SOCKPERF_SECONDS} --full-rtt", timeout=60)
+    server.kill()
+    report.results.append(parse_sockperf(text))
+    server = back.spawn("iperf3 --server --one-off")
+    back.wait_until_succeeds("ss -Hltn sport = 5201 | grep -q .")
+    text = front.succeed(f"iperf3 --client {address} --time {IPERF_SECONDS} --omit 1 --json", timeout=60)
+    server.wait(30)
+    rate = json.loads(text)["end"]["sum_received"]["bits_per_second"] / 8
+    report.results.append(Row("stream", "tcp", None, 128 << 10, "B/s", 1, value=rate, note="iperf3"))
+
+
+def parse_sockperf(text: str) -> Row:
+    """Percentiles of `sockperf ping-pong --full-rtt`, which are in microseconds."""
+    found = dict(re.findall(r"percentile (\d+\.\d+) =\s*(\d+\.\d+)", text))
+    most = re.search(r"<MAX> observation =\s*(\d+\.\d+)", text)
+    count = re.search(r"Total (\d+) observations", text)
+    wanted = ("50.000", "90.000", "99.000", "99.900")
+    if most is None or count is None or not set(wanted) <= found.keys():
+        raise DemoFailed(f"sockperf said nothing of percentiles:\n{text[-1000:]}")
+    p50, p90, p99, p999 = (float(found[key]) * 1000 for key in wanted)
+    return Row("rtt", "tcp", None, MESSAGE_BYTES, "ns", int(count.group(1)), note="sockperf",
+               p50=p50, p90=p90, p99=p99, p999=p999, max=float(most.group(1)) * 1000)
+
+
+# -- printing
+
+
+def show(report: Report, console: Console) -> None:
+    """Print a report: two tables, and what they were measured under."""
+    console.print(f"\n[bold]{report.file}[/], {report.size / 1e6:.1f} MB, SHA-256 {report.sha256[:16]}... "
+                  "the same at every stop")
+    console.print(_rates(report))
+    console.print(_round_trips(report))
+    console.print(f"accelerator {report.accel}: {report.accel_reason}")
+    console.print(f"network {report.network}")
+    console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
+
+
+def _rates(report: Report) -> Table:
+    table = Table(title="Rates", title_justify="left")
+    for column in ("", "shared memory", "TCP", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in report.results:
+        if row.path == "ivshmem" and row.value is not None:
+            peer = report.row(row.name, "tcp", row.mode)
+            title = f"file, {row.mode}" if row.name == "file" else f"memory to memory, {row.size >> 10} KiB writes"
+            ratio = row.value / peer.value if peer.value else 0.0
+            table.add_row(title, _rate(row), _rate(peer), f"{ratio:.1f} x faster")
+    return table
+
+
+def _rate(row: Row) -> str:
+    seconds = f"{row.seconds:.2f} s  " if row.seconds is not None else ""
+    value = row.value or 0.0
+    return seconds + (f"{value / 1e9:6.2f} GB/s" if value >= 1e9 else f"{value / 1e6:6.1f} MB/s")
+
+
+def _round_trips(report: Report) -> Table:
+    table = Table(title=f"Round trips of {MESSAGE_BYTES} bytes, microseconds", title_justify="left")
+    for column in ("", "p50", "p90", "p99", "p99.9", "max", "TCP's p50 / p50"):
+        table.add_column(column, justify="left" if not column else "right")
+    tcp = report.row("rtt", "tcp")
+    for row in report.results:
+        if row.name != "rtt":
+            continue
+        title = "TCP, sockperf" if row.path == "tcp" else f"shared memory, {_MODES.get(row.mode or '', row.mode)}"
+        if row.per > 1:
+            title += f" (means of {row.per})"
+        cells = [f"{(value or 0) / 1e3:.2f}" for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
+        table.add_row(title, *cells, f"{(tcp.p50 or 0) / row.p50:.1f}" if row.p50 else "")
+    return table
+
+
+_MODES = {"poll": "polled", "doorbell": "by doorbell"}
