@@ -161,11 +161,7 @@ class Process:
 
     def _repay(self) -> None:
         held = len(self._stdout) + len(self._stderr)
-        if (
-            self._exit_code is None
-            and self._owed >= WINDOW // 4
-            and (self._limit is None or held < self._limit)
-        ):
+        if self._exit_code is None and self._owed >= WINDOW // 4 and (self._limit is None or held < self._limit):
             self._call.send_json(framing.CREDIT, bytes=self._owed)
             self._owed = 0
 
@@ -291,8 +287,7 @@ class AgentClient:
     def _new_session(self) -> None:
         """Start afresh: what is open belongs to an agent that is gone. With the lock held, or before the thread."""
         self.session = secrets.randbelow(2**32 - 1) + 1
-        self._out.append(memoryview(framing.encode_json(self.session, 0, framing.HELLO,
-        protocol=framing.PROTOCOL)))
+        self._out.append(memoryview(framing.encode_json(self.session, 0, framing.HELLO, protocol=framing.PROTOCOL)))
 
     def post(self, frame: bytes) -> None:
         """Queue a frame. What fills the queue is bounded by the streams' credit."""
@@ -652,8 +647,7 @@ class AgentClient:
             self.close_call(call)
 
     def _pull_data(
-        self, call: _Call, fd: int, size: int, deadline: float | None, progress: Callable[[int, int], None] |
-        None
+        self, call: _Call, fd: int, size: int, deadline: float | None, progress: Callable[[int, int], None] | None
     ) -> int:
         received = owed = 0
         while True:

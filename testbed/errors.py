@@ -1,22 +1,22 @@
 """What can go wrong in the testbed, named by what failed. Pure; depends on nothing.
 
-    TestbedError                      a sentence, and a hint what to try
-    +-- SpecError                     what was asked for makes no sense, or does not fit together
-    +-- AccelUnavailable              the accelerator that was asked for cannot work here
-    +-- RunError                      the run directory or its keeper
-    +-- NetworkError                  the network between the VMs could not be made
-    +-- VmError                       one VM: its name, last console lines, the log's path
-        +-- BootFailed                no READY from the agent, for whatever reason
-        +-- QemuFailed                QEMU ended by itself, or refused its arguments; quotes its stderr
-        +-- QmpFailed                 QEMU refused a command, or did not answer it in time
-        +-- GuestPanicked             the kernel panicked
-        +-- GuestOops                 the kernel said Oops or BUG, and went on
-        +-- GuestHung                 QEMU runs, the agent does not answer
-        +-- VmStopped                 the VM was shut down or killed on purpose while something waited for it
-        +-- AgentLost                 the agent ended or started again while a call was open
-        +-- CommandFailed             a command's exit code was not the wanted one
-        +-- FileFailed                a file could not be pushed or pulled
-        +-- TimedOut                  a wait was longer than its limit; the VM may be well
+TestbedError                      a sentence, and a hint what to try
++-- SpecError                     what was asked for makes no sense, or does not fit together
++-- AccelUnavailable              the accelerator that was asked for cannot work here
++-- RunError                      the run directory or its keeper
++-- NetworkError                  the network between the VMs could not be made
++-- VmError                       one VM: its name, last console lines, the log's path
+    +-- BootFailed                no READY from the agent, for whatever reason
+    +-- QemuFailed                QEMU ended by itself, or refused its arguments; quotes its stderr
+    +-- QmpFailed                 QEMU refused a command, or did not answer it in time
+    +-- GuestPanicked             the kernel panicked
+    +-- GuestOops                 the kernel said Oops or BUG, and went on
+    +-- GuestHung                 QEMU runs, the agent does not answer
+    +-- VmStopped                 the VM was shut down or killed on purpose while something waited for it
+    +-- AgentLost                 the agent ended or started again while a call was open
+    +-- CommandFailed             a command's exit code was not the wanted one
+    +-- FileFailed                a file could not be pushed or pulled
+    +-- TimedOut                  a wait was longer than its limit; the VM may be well
 """
 
 from __future__ import annotations

@@ -107,7 +107,9 @@ class VmSpec:
                 hint='use lower-case letters, digits and "-", 32 characters at most',
             )
         for what, value, least in (
-            ("cpus", self.cpus, 1), ("memory", self.memory.mib, 64), ("region_ports", self.region_ports, 0),
+            ("cpus", self.cpus, 1),
+            ("memory", self.memory.mib, 64),
+            ("region_ports", self.region_ports, 0),
             ("tb_mib", self.tb_mib, 1),
         ):
             if value < least:
@@ -197,8 +199,7 @@ def _machine(spec: VmSpec) -> list[str]:
     elif spec.memory.backend == "memfd":
         args += ["-object", f"memory-backend-memfd,id=ram,{size},{share}"]
     else:
-        args += ["-object",
-        f"memory-backend-file,id=ram,{size},{share},mem-path={escape(str(spec.memory.path))}"]
+        args += ["-object", f"memory-backend-file,id=ram,{size},{share},mem-path={escape(str(spec.memory.path))}"]
     # VFIO in the guest needs an IOMMU; interrupt remapping by the split irqchip.
     args += ["-device", "intel-iommu"]
     args += ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]

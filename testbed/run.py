@@ -85,8 +85,8 @@ class Run:
         return subprocess.Popen(
             # -I -S: no site packages, nothing from the environment; the keeper is one file of the standard
             # library's.
-            [sys.executable, "-I", "-S", keeper.__file__, self.id, str(self.directory), self.keep,
-            str(os.getpid())], stdin=subprocess.PIPE,
+            [sys.executable, "-I", "-S", keeper.__file__, self.id, str(self.directory), self.keep, str(os.getpid())],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock,),

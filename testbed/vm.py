@@ -105,10 +105,12 @@ class Vm:
             ends = {end: self._socket(end, ours) for end in ("console", "agent", "qmp")}
             # wait=on: QEMU takes our connection, which is there already, before it does anything else; so not
             # one byte of the console is lost, and nobody has to try again until a socket appears.
-            wiring = Wiring(*(
-                f"fd={ends[end][0].fileno()},server=on,wait={'off' if end == 'qmp' else 'on'}"
-                for end in ("console", "agent", "qmp")
-            ))
+            wiring = Wiring(
+                *(
+                    f"fd={ends[end][0].fileno()},server=on,wait={'off' if end == 'qmp' else 'on'}"
+                    for end in ("console", "agent", "qmp")
+                )
+            )
             fds = [listener.fileno() for listener, _ in ends.values()]
             for nic in self.spec.nics:
                 fds += nic.fds
@@ -125,7 +127,11 @@ class Vm:
             listener.close()
         self._console = Console(ends["console"][1], self.log, self._on_finding)
         self._agent = AgentClient(
-            ends["agent"][1], self.name, lost=self._lost, hung=self._hung, running=lambda: not self._paused,
+            ends["agent"][1],
+            self.name,
+            lost=self._lost,
+            hung=self._hung,
+            running=lambda: not self._paused,
             on_ready=self._on_ready,
         )
         self._qmp = Qmp(ends["qmp"][1], self.name, self._on_event)
@@ -227,12 +233,10 @@ class Vm:
         elif name == "VSERPORT_CHANGE" and data.get("id") == "agent" and not data.get("open"):
             self._agent.port_closed()
         elif name == "GUEST_PANICKED":
-            self._on_finding(Finding("panic", "the guest told the pvpanic device of a panic",
-            time.monotonic()))
+            self._on_finding(Finding("panic", "the guest told the pvpanic device of a panic", time.monotonic()))
         elif name == "DEVICE_DELETED":
             with self._plugging:
-                self._ports = {port: device for port, device in self._ports.items() if device !=
-                data.get("device")}
+                self._ports = {port: device for port, device in self._ports.items() if device != data.get("device")}
 
     def _on_finding(self, finding: Finding) -> None:
         if finding.severity == "oops":
@@ -240,8 +244,7 @@ class Vm:
             return
         # QEMU's end follows at once and says it all; but a kernel told not to restart sits there for ever.
         timer = threading.Timer(
-            _PANIC_SECONDS, self._agent.end, [lambda: self._error(GuestPanicked, self._panic_text() or
-            finding.text)]
+            _PANIC_SECONDS, self._agent.end, [lambda: self._error(GuestPanicked, self._panic_text() or finding.text)]
         )
         timer.daemon = True
         timer.start()
@@ -277,8 +280,7 @@ class Vm:
             return self._error(VmStopped, "it restarted itself: a reboot, or a triple fault")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         error = self._error(
-            QemuFailed, f"QEMU ended ({how}){': ' + stderr if stderr else ' and said nothing'}",
-            hint=hint_for(stderr)
+            QemuFailed, f"QEMU ended ({how}){': ' + stderr if stderr else ' and said nothing'}", hint=hint_for(stderr)
         )
         error.exit_code, error.stderr = code, stderr
         return error
@@ -299,7 +301,8 @@ class Vm:
         warnings = self._console.warnings()
         because = f"; the console warns: {warnings[-1]}" if warnings else ""
         return self._error(
-            GuestHung, f"{text}; QEMU: {self._run_state()}{because}",
+            GuestHung,
+            f"{text}; QEMU: {self._run_state()}{because}",
             hint=hint_for(*warnings) or "attach to the console, or raise the limit if the machine is overloaded",
         )
 
@@ -405,8 +408,11 @@ class Vm:
             time.sleep(every)
 
     def _command_failed(self, command: str | Sequence[str], result: Result, how: str) -> CommandFailed:
-        words = "".join(f"\n{name}: {text.strip()[-2000:]}" for name, text in
-                        (("stdout", result.out), ("stderr", result.err)) if text.strip())
+        words = "".join(
+            f"\n{name}: {text.strip()[-2000:]}"
+            for name, text in (("stdout", result.out), ("stderr", result.err))
+            if text.strip()
+        )
         error = self._error(CommandFailed, f"{command!r} {how}{words}")
         error.exit_code, error.stdout, error.stderr = result.exit_code, result.stdout, result.stderr
         return error
@@ -423,7 +429,11 @@ class Vm:
         return self._agent.spawn(_argv(command), cwd=cwd, env=env, stdin=stdin, timeout=COMMAND_SECONDS)
 
     def push(
-        self, source: Path, target: str, *, timeout: float | None = None,
+        self,
+        source: Path,
+        target: str,
+        *,
+        timeout: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Copy a host's file to `target` in the guest; returns its size in bytes. Raises FileFailed, TimedOut."""
@@ -431,7 +441,11 @@ class Vm:
             return self._agent.push(source, target, timeout=timeout, progress=progress)
 
     def pull(
-        self, source: str, target: Path, *, timeout: float | None = None,
+        self,
+        source: str,
+        target: Path,
+        *,
+        timeout: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Copy the guest's file `source` to the host; returns its size in bytes. Raises FileFailed, TimedOut."""

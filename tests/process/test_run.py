@@ -114,7 +114,8 @@ def test_a_forked_child_of_the_owner_does_not_keep_the_run_alive(base: Path) -> 
 def test_when_the_keeper_is_killed_too_the_next_run_sweeps(base: Path) -> None:
     owner, run_id = start_owner(base, "never")
     keepers = [
-        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
         if f"keeper.py\0{run_id}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert len(keepers) == 1

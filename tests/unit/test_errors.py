@@ -9,7 +9,12 @@ from testbed.hints import hint_for
 def test_a_vm_error_quotes_the_console_and_names_the_log() -> None:
     error = BootFailed("no READY", vm="front", console=["one", "two"], log=Path("/run/x.log"), hint="look")
     assert str(error).splitlines() == [
-        "VM front: no READY", "last 2 lines of the console:", "  | one", "  | two", "log: /run/x.log", "hint: look",
+        "VM front: no READY",
+        "last 2 lines of the console:",
+        "  | one",
+        "  | two",
+        "log: /run/x.log",
+        "hint: look",
     ]
 
 

@@ -41,11 +41,12 @@ def test_accelerators_bring_their_cpu_model() -> None:
 
 
 def test_each_region_port_has_room_and_a_number_of_its_own() -> None:
-    ports = [d for d in values("-device", qemu_args(replace(SPEC, region_ports=3, region_port_mib=64), WIRING))
-             if d.startswith("pcie-root-port")]
-    assert ports == [
-        f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1},pref64-reserve=64M" for n in range(3)
+    ports = [
+        d
+        for d in values("-device", qemu_args(replace(SPEC, region_ports=3, region_port_mib=64), WIRING))
+        if d.startswith("pcie-root-port")
     ]
+    assert ports == [f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1},pref64-reserve=64M" for n in range(3)]
 
 
 def test_the_root_file_system_is_the_first_disk_and_shared() -> None:
@@ -73,8 +74,16 @@ def test_ram_is_where_it_was_asked_for() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"name": "Front"}, {"name": "a b"}, {"name": "-x"}, {"name": "x" * 33}, {"cpus": 0}, {"region_ports": 29},
-        {"region_port_mib": 100}, {"memory": Memory(8)}, {"memory": Memory(256, "file")}, {"kernel_args": ("a b",)},
+        {"name": "Front"},
+        {"name": "a b"},
+        {"name": "-x"},
+        {"name": "x" * 33},
+        {"cpus": 0},
+        {"region_ports": 29},
+        {"region_port_mib": 100},
+        {"memory": Memory(8)},
+        {"memory": Memory(256, "file")},
+        {"kernel_args": ("a b",)},
     ],
 )
 def test_nonsense_is_refused_with_a_sentence(change: dict[str, object]) -> None:
