@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).parent
-MEMORY_MB: Final = 3000
 DEPTH: Final = 200_000
 
 _MUTANT = re.compile(
@@ -39,12 +38,14 @@ class Model:
         own_end: the model judges its end states itself (a monitor), so spin's rule about them is off.
         ends: search for cycles instead. The models have no endless polling, so a good one has none: every run ends,
             whatever the scheduler does.
+        memory_mb: limit of the search; reaching it is an error.
     """
 
     file: str
     bounds: tuple[str, ...] = ()
     own_end: bool = False
     ends: bool = False
+    memory_mb: int = 3000
 
     def __str__(self) -> str:
         return " ".join((self.file, *self.bounds, *(["ends"] if self.ends else [])))
@@ -97,7 +98,7 @@ def build(model: Model, directory: Path) -> Path:
     for source in HERE.glob("*.pml"):
         shutil.copy(source, directory)
     _tool(["spin", "-a", *(f"-D{bound}" for bound in model.bounds), f"{model.file}.pml"], directory)
-    limits = ["-DNP" if model.ends else "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=4096", f"-DMEMLIM={MEMORY_MB}"]
+    limits = ["-DNP" if model.ends else "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=4096", f"-DMEMLIM={model.memory_mb}"]
     _tool(["gcc", "-O1", "-w", *limits, "-o", "pan", "pan.c"], directory)
     return directory / "pan"
 
