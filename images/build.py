@@ -37,11 +37,11 @@ def ensure(
     resolved = store.stage("packages", packages_key(spec, mirrors), ".json")
     if not refresh and (found := _find(spec, store, sources, resolved)):
         return found
-    with store.locked(progress):
+    with store.locked(progress) as lock:
         # whoever held the lock may have built it
         if not refresh and (found := _find(spec, store, sources, resolved)):
             return found
-        runner = Runner()
+        runner = Runner(lock)
         try:
             return _build(spec, store, sources, resolved, mirrors, refresh, Workshop(spec, store, runner, progress))
         except BaseException:

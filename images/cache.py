@@ -73,10 +73,11 @@ class Cache:
         return self.stages / f"{kind}-{key}{suffix}"
 
     @contextmanager
-    def locked(self, progress: Progress) -> Iterator[None]:
+    def locked(self, progress: Progress) -> Iterator[int]:
         """Hold the cache alone; waits for another build and says so. Clears what a killed build left.
 
-        The kernel drops the lock with its last holder, so a killed build blocks nobody.
+        Gives the lock's descriptor, for the programs of the build to inherit: the kernel drops the lock with its last
+        holder, so a killed build blocks nobody, but not before the last program it started has stopped writing.
         """
         try:
             for path in (self.images, self.stages, self.debs / "partial", self.apt, self.logs):
@@ -92,7 +93,7 @@ class Cache:
                 progress("another image build is running; waiting for it")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._clear_tmp()
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -12,15 +12,32 @@ from typing import TYPE_CHECKING
 
 from images.errors import SEARCH_PATH, ImageError, ProgramError, find_program
 
+#: Stands between the builder and a program. When the builder is killed, the kernel tells this shell (setpriv below),
+#: and it tells the whole process group: mmdebstrap told alone would first finish what its children are at, a minute's
+#: work. It also opens the inputs: dup2 between fork and exec is not safe while other threads run, and this can be pasted.
+_GUARD = """\
+trap 'trap "" TERM; kill -TERM 0' TERM
+"$@" {inputs} &
+child=$!
+wait $child
+status=$?
+while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
+exit $status
+"""
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
 class Runner:
-    """Runs programs for one build, from several threads; `cancel` ends them all."""
+    """Runs programs for one build, from several threads; `cancel` ends them all.
 
-    def __init__(self) -> None:
+    Every program inherits the descriptor `lock`: who outlives us goes on holding the cache until it has ended.
+    """
+
+    def __init__(self, lock: int | None = None) -> None:
+        self._inherited = () if lock is None else (lock,)
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._cancelled = False
@@ -60,10 +77,8 @@ class Runner:
         settings = [f"{key}={shlex.quote(value)}" for key, value in (environment or {}).items()]
         target = [f">{shlex.quote(str(stdout))}"] if stdout else []
         shown = " ".join([*settings, shlex.join(words), *opened, *target])
-        # setpriv: kill -9 of the builder must not leave a build running behind it. The shell opens the inputs because
-        # dup2 between fork and exec is not safe while other threads run, and because its form can be pasted.
-        shell = [find_program("sh"), "-c", f'exec "$@" {" ".join(opened)}', "sh"] if opened else []
-        start = [find_program("setpriv"), "--pdeathsig", "TERM", "--", *shell, *words]
+        guard = _GUARD.format(inputs=" ".join(opened))
+        start = [find_program("setpriv"), "--pdeathsig", "TERM", "--", find_program("sh"), "-c", guard, "sh", *words]
         with ExitStack() as stack:
             errors = stack.enter_context(log.open("ab"))
             errors.write(f"+ {shown}\n".encode())
@@ -75,7 +90,7 @@ class Runner:
                 process = subprocess.Popen(
                     start, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, cwd=directory,
                     env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", **(environment or {})},
-                    start_new_session=True)  # fmt: skip
+                    start_new_session=True, pass_fds=self._inherited)  # fmt: skip
                 self._running.add(process)
             try:
                 text, _ = process.communicate()
@@ -86,5 +101,10 @@ class Runner:
                 with self._lock:
                     self._running.discard(process)
         if process.returncode != 0:
-            raise ProgramError(what, shown, process.returncode, log)
+            raise ProgramError(what, shown, _status(process.returncode), log)
         return text.decode(errors="replace") if text else ""
+
+
+def _status(code: int) -> int:
+    """Exit code, or minus the signal's number: a shell reports a signal as 128 + n."""
+    return 128 - code if code - 128 in set(signal.Signals) else code

@@ -171,8 +171,8 @@ class Workshop:
         self.runner.run(f"building the {kind} tree", [
             "mmdebstrap", f"--mode={mode()}", f"--variant={variant}", f"--include={','.join(packages)}",
             f"--architectures={self.spec.arch}", "--format=tar",
-            # the lists and archives are ours, from one moment; device nodes come from the kernel
-            "--skip=update,output/dev", f"--aptopt={apt.options}",
+            # lists and archives are ours, from one moment, with keys named; device nodes come from the kernel
+            "--skip=update,output/dev,check/signed-by", f"--aptopt={apt.options}",
             '--setup-hook=mkdir -p "$1"/var/lib/apt/lists/partial "$1"/var/cache/apt/archives',
             f"--setup-hook=sync-in {apt.lists} /var/lib/apt/lists",
             f"--setup-hook=sync-in {self.cache.debs} /var/cache/apt/archives",

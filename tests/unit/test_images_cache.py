@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -53,6 +56,33 @@ class TestLock:
             order.append("first")
         thread.join(10)
         assert order == ["first", "second"]
+
+    def test_a_killed_build_holds_on_until_its_programs_have_ended(self, tmp_path: Path) -> None:
+        """kill -9 leaves mmdebstrap behind for a moment, which must not write into the next build's directory."""
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        # the program ignores TERM, as mmdebstrap does while it cleans up, and lives until the pipe is written
+        code = (
+            "import sys; from pathlib import Path; from images.cache import Cache; from images.runner import Runner\n"
+            f"with Cache(Path({str(tmp_path)!r})).locked(print) as lock:\n"
+            f"    Runner(lock).run('x', ['sh', '-c', 'trap \"\" TERM; echo started >&2; read line < {pipe}'],"
+            f" Path({str(tmp_path / 'log')!r}))\n")
+        builder = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "log").exists() or "\nstarted" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < deadline
+            assert builder.poll() is None
+            time.sleep(0.01)
+        builder.kill()
+        builder.wait()
+        said: list[str] = []
+
+        def let_it_end(text: str) -> None:
+            said.append(text)
+            pipe.write_text("go\n")
+
+        with Cache(tmp_path).locked(let_it_end):
+            assert said == ["another image build is running; waiting for it"]
 
     def test_what_a_killed_build_left_is_cleared(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path)
@@ -144,6 +174,25 @@ class TestRunner:
         monkeypatch.setattr("images.errors.SEARCH_PATH", str(tmp_path))
         with pytest.raises(MissingProgramError, match="apt-get install erofs-utils"):
             Runner().run("x", ["mkfs.erofs"], tmp_path / "log")
+
+    def test_a_signal_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ProgramError, match="by signal SIGKILL"):
+            Runner().run("x", ["sh", "-c", "kill -9 $$"], tmp_path / "log")
+
+    def test_kill_of_the_builder_ends_children_of_children(self, tmp_path: Path) -> None:
+        """The pipe's end of file is the news that the last of them is gone."""
+        read_end, write_end = os.pipe()
+        code = (
+            "from pathlib import Path; from images.runner import Runner\n"
+            f"Runner({write_end}).run('x', ['sh', '-c', '(echo here > /proc/self/fd/{write_end}; exec sleep 100) & wait'],"
+            f" Path({str(tmp_path / 'log')!r}))\n")
+        with subprocess.Popen([sys.executable, "-c", code], pass_fds=[write_end]) as builder:
+            os.close(write_end)
+            assert os.read(read_end, 5) == b"here\n"
+            builder.kill()
+        assert select.select([read_end], [], [], 10)[0]
+        assert os.read(read_end, 1) == b""
+        os.close(read_end)
 
     def test_cancel_ends_children_of_children(self, tmp_path: Path) -> None:
         runner, mark, failures = Runner(), tmp_path / "pid", []
