@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 from idc import layout
 from idc.errors import NotConnectedError, TimedOutError
 from idc.region import wait_event
-from idc.ring import ByteReceiver, ByteSender, MessageReceiver, MessageSender, load_u64, store_u64
+from idc.ring import ByteReceiver, ByteSender, MessageReceiver, MessageSender, fence, load_u64, store_u64
 
 if TYPE_CHECKING:
     from idc.layout import ChannelEntry
@@ -25,7 +25,7 @@ SenderT = TypeVar("SenderT", MessageSender, ByteSender)
 ReceiverT = TypeVar("ReceiverT", MessageReceiver, ByteReceiver)
 
 #: Longest time between two looks at the other side during the handshake, seconds. A doorbell normally comes first;
-#: one rung before the other side's vectors were armed is lost (QEMU drops it), and this look replaces it.
+#: one rung before this side's vectors were armed is lost (QEMU drops it), and this look replaces it.
 RECHECK = 0.05
 
 
@@ -81,7 +81,7 @@ class Handshake:
         epoch = load_u64(self._memory, self._theirs + layout.SIDE_EPOCH)
         if not present or epoch == 0:
             return False, False
-        changed = epoch != self.peer_epoch
+        changed = epoch != self.peer_epoch or word != self.peer_word
         if changed:
             self.peer_epoch = epoch
             self.peer_word = word
@@ -89,7 +89,9 @@ class Handshake:
         # read after the epoch: a side that begins anew clears its acknowledgement before it changes its epoch
         acknowledged = load_u64(self._memory, self._theirs + layout.SIDE_ACK) == self.epoch
         opened = load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
-        return acknowledged and opened and word == self.peer_word, changed
+        # and still the same: else the acknowledgement read above belongs to a later epoch than the one we noted
+        same = load_u64(self._memory, self._theirs + layout.SIDE_EPOCH) == self.peer_epoch
+        return acknowledged and opened and same, changed
 
     def close(self, reason: int) -> None:
         """Say that this side is done; what was sent before is still delivered."""
@@ -181,6 +183,8 @@ class Channel(Generic[SenderT, ReceiverT]):
             self.receiver.watch(self._region.memory, offset, value)
 
     def _ring_peer(self) -> None:
+        # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.
+        fence()
         for bell in self._bells:
             bell.ring()
 

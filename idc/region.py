@@ -11,7 +11,7 @@ import os
 import select
 from typing import TYPE_CHECKING, Self
 
-from idc.layout import HEADER_BYTES, RegionHeader, parse_header
+from idc.layout import HEADER_BYTES, LayoutError, RegionHeader, parse_header
 
 if TYPE_CHECKING:
     import mmap
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from idc.ring import Bell
 
     BellMaker = Callable[[int, int], Bell]
+
+#: The version of docs/protocol.md that this library speaks.
+PROTOCOL = 1
 
 
 class Region:
@@ -37,12 +40,18 @@ class Region:
         events: own eventfds.
         bell: makes the doorbell for (peer id, vector).
         release: called once by `close`, after the mapping is gone, to give back what stands behind it.
+
+    Raises:
+        LayoutError: the header page is not valid, or speaks a protocol that this library does not.
     """
 
     def __init__(self, memory: mmap.mmap, member: int | None, events: Sequence[int], bell: BellMaker,
                  release: Callable[[], None]) -> None:
         self.memory = memory
         self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory))
+        if not self.header.protocol_min <= PROTOCOL <= self.header.protocol_max:
+            raise LayoutError(f"region {self.header.name!r} speaks protocol {self.header.protocol_min} to "
+                              f"{self.header.protocol_max}, this library speaks {PROTOCOL}")
         self.member = member
         self.events = tuple(events)
         self._bell = bell

@@ -77,11 +77,8 @@ class Testbed:
 
     def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
         """A VM of this testbed's image, QEMU and accelerator; `fields` are those of `VmSpec`."""
-        defaults: dict[str, Any] = {
-            "kernel": self.image.kernel, "initrd": self.image.initrd, "rootfs": self.image.rootfs,
-            "accel": self.verdict.accel, "qemu": self._qemu, "memory": Memory(memory_mib),
-        }
-        return VmSpec(name=name, **(defaults | fields))
+        defaults: dict[str, Any] = {"accel": self.verdict.accel, "qemu": self._qemu, "memory": Memory(memory_mib)}
+        return VmSpec.from_image(name, self.image, **(defaults | fields))
 
     def boot(self, *vms: str | VmSpec, network: bool = False) -> list[Vm]:
         """Boot VMs, all at the same time, and wait until their agents are ready. A name stands for `spec(name)`.

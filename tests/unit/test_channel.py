@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from idc.region import Region
+    from idc.words import Memory
 
 
 @pytest.fixture
@@ -159,3 +162,44 @@ def test_acknowledgement_of_an_older_epoch_does_not_connect(ends: tuple[Region, 
     assert load_u64(ends[0].memory, entry.offset + layout.SIDE_A + layout.SIDE_ACK) == 42
     store_u64(ends[1].memory, side_b + layout.SIDE_ACK, mine.epoch)
     assert mine.step() == (True, False)
+
+
+def test_peer_that_restarts_while_it_is_looked_at_is_not_connected(
+        ends: tuple[Region, Region], monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = ends[0].header.channel("notes")
+    mine = Handshake(ends[0], entry)
+    mine.begin()
+    mine.open()
+    side_b, real = entry.offset + layout.SIDE_B, load_u64
+    store_u64(ends[1].memory, side_b + layout.SIDE_EPOCH, 42)
+
+    def restart_after_the_first_look(memory: Memory, offset: int) -> int:
+        value = real(memory, offset)
+        if offset == side_b + layout.SIDE_EPOCH and value == 42:
+            store_u64(ends[1].memory, side_b + layout.SIDE_EPOCH, 43)
+            store_u64(ends[1].memory, side_b + layout.SIDE_STATE, SideState.OPEN)
+            store_u64(ends[1].memory, side_b + layout.SIDE_ACK, mine.epoch)
+        return value
+
+    monkeypatch.setattr("idc.channel.load_u64", restart_after_the_first_look)
+    assert mine.step() == (False, True)
+    assert mine.step() == (True, True)
+    assert mine.peer_epoch == 43
+
+
+def test_a_new_incarnation_with_an_old_epoch_can_still_connect(local: LocalRegion, ends: tuple[Region, Region]) -> None:
+    entry = ends[0].header.channel("notes")
+    mine, theirs = Handshake(ends[0], entry), Handshake(ends[1], entry)
+    for side in (mine, theirs):
+        side.begin()
+        side.open()
+    mine.step()
+    local.present(1, 2)
+    theirs.step()
+    assert mine.step() == (True, True)
+
+
+def test_a_region_of_another_protocol_is_refused(local: LocalRegion) -> None:
+    os.pwrite(local.memfd, struct.pack("<HH", 2, 3), 104)
+    with pytest.raises(layout.LayoutError, match="speaks protocol 2 to 3, this library speaks 1"):
+        local.join(0)

@@ -1,0 +1,162 @@
+"""Files between real VMs: any size, both transports, and every way it can fail, with nothing half-made left."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.bed import Testbed
+from testbed.errors import TestbedError, VmStopped
+from testbed.transfer import OverRegion, OverTcp, TransferFailed, transfer
+from testbed.vm import Vm
+
+MIB = 1 << 20
+Over = OverRegion | OverTcp
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(keep="never") as bed:
+        bed.boot(*(bed.spec(name, memory_mib=512) for name in ("front", "back")), network=True)
+        bed.vms["front"].succeed("cd /tmp && head -c 40000000 /dev/urandom > big",
+                                 "cd /tmp && head -c 100001 big > odd && : > empty")
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def front(bed: Testbed) -> Vm:
+    return bed.vms["front"]
+
+
+@pytest.fixture(scope="module")
+def back(bed: Testbed) -> Vm:
+    return bed.vms["back"]
+
+
+@pytest.fixture(scope="module")
+def region_way(bed: Testbed, front: Vm, back: Vm) -> OverRegion:
+    return OverRegion(bed.link(front, back).name)
+
+
+@pytest.fixture(params=["region", "tcp"])
+def over(request: pytest.FixtureRequest, bed: Testbed, region_way: OverRegion) -> Over:
+    if request.param == "region":
+        return region_way
+    assert bed.network is not None
+    return OverTcp(bed.network.members[1].address)
+
+
+@pytest.fixture(autouse=True)
+def landing(back: Vm) -> None:
+    back.succeed("rm -rf /tmp/in && mkdir /tmp/in")
+
+
+def names(vm: Vm) -> list[str]:
+    return vm.succeed("ls -A /tmp/in").split()
+
+
+@pytest.mark.parametrize("name", ["empty", "odd", "big"])
+def test_a_file_arrives_whole(front: Vm, back: Vm, over: Over, name: str) -> None:
+    phases = set()
+    done = transfer(front, f"/tmp/{name}", back, "/tmp/in/", over, progress=lambda *told: phases.add(told[:2]))
+    digest = front.succeed(f"sha256sum /tmp/{name}").split()[0]
+    assert done.sha256 == digest == back.succeed(f"sha256sum /tmp/in/{name}").split()[0]
+    assert done.size == int(front.succeed(f"stat -c %s /tmp/{name}"))
+    assert names(back) == [name]
+    assert {("source", "checksum"), ("target", "verify")} <= phases
+
+
+def test_an_empty_file_has_the_checksum_of_nothing(front: Vm, back: Vm, region_way: OverRegion) -> None:
+    assert transfer(front, "/tmp/empty", back, "/tmp/in", region_way).sha256 == hashlib.sha256(b"").hexdigest()
+
+
+def test_one_clear_line_for_a_missing_file(front: Vm, back: Vm, over: Over) -> None:
+    with pytest.raises(TransferFailed, match="front: cannot read /tmp/absent: No such file"):
+        transfer(front, "/tmp/absent", back, "/tmp/in", over)
+    assert names(back) == []
+
+
+def test_a_disk_too_small_is_refused_at_once(front: Vm, back: Vm, over: Over) -> None:
+    back.succeed("mount -t tmpfs -o size=8m small /tmp/in")
+    try:
+        with pytest.raises(TransferFailed, match="no space left in /tmp/in: 40000000 bytes needed"):
+            transfer(front, "/tmp/big", back, "/tmp/in", over)
+        assert names(back) == []
+    finally:
+        back.succeed("umount /tmp/in")
+
+
+def test_a_disk_that_fills_up_half_way(front: Vm, back: Vm, over: Over) -> None:
+    # a quota that statvfs does not know of: the memory is there and then it is not
+    back.succeed("mount -t tmpfs -o size=60m,nr_inodes=64 small /tmp/in")
+    filler = back.spawn("exec 3> /tmp/in/filler; while head -c 1048576 /dev/zero >&3; do :; done; sleep 60")
+    try:
+        back.wait_until_succeeds("test $(stat -c %s /tmp/in/filler) -gt 10000000")
+        with pytest.raises(TransferFailed, match="no space left"):
+            transfer(front, "/tmp/big", back, "/tmp/in", over)
+        assert names(back) == ["filler"]
+    finally:
+        filler.kill()
+        filler.wait(10)
+        back.wait_until_succeeds("umount /tmp/in")
+
+
+def kill_when_moving(victim: Vm, pattern: str) -> threading.Thread:
+    """Kill a process of a VM with -9 as soon as it is there and has had a moment to move bytes."""
+
+    def strike() -> None:
+        victim.wait_until_succeeds(f"pgrep -f '{pattern}'", every=0.05)
+        victim.wait_until_succeeds(f"pkill -9 -f '{pattern}'", every=0.05)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("role", ["receive", "send"])
+def test_an_end_killed_is_told_at_once(front: Vm, back: Vm, over: Over, role: str) -> None:
+    thread = kill_when_moving(back if role == "receive" else front, f"[g]uest.transfer {role}")
+    started = time.monotonic()
+    with pytest.raises(TransferFailed):
+        transfer(front, "/tmp/big", back, "/tmp/in", over, stall=60)
+    assert time.monotonic() - started < 50  # not the ends' own limit of 60 s: the host saw the process die
+    thread.join()
+    assert names(back) == []
+    back.fail("pgrep -f '[g]uest.transfer'")
+    front.fail("pgrep -f '[g]uest.transfer'")
+    assert transfer(front, "/tmp/odd", back, "/tmp/in", over).size == 100001  # and the next one works
+
+
+@pytest.mark.parametrize("victim", ["front", "back"])
+def test_a_vm_killed_half_way(victim: str) -> None:
+    with Testbed(keep="never") as bed:
+        front, back = bed.boot("front", "back")
+        link = bed.link(front, back)
+        front.succeed("head -c 60000000 /dev/zero > /tmp/big")
+        moving = threading.Event()
+
+        def progress(_side: str, phase: str, done: int, _size: int) -> None:
+            if phase == "transfer" and done > MIB:
+                moving.set()
+
+        def strike() -> None:
+            assert moving.wait(60)
+            bed.vms[victim].crash()
+
+        thread = threading.Thread(target=strike)
+        thread.start()
+        with pytest.raises(VmStopped, match=f"VM {victim}: it was killed"):
+            transfer(front, "/tmp/big", back, "/tmp/copy", OverRegion(link.name), progress=progress)
+        thread.join()
+        if victim == "front":
+            assert back.succeed("ls -A /tmp") == ""
+        assert bed.service is not None
+        assert bed.service.members(link.name)[victim] == (1, False)
+
+
+def test_a_file_of_this_machine_must_exist(tmp_path: Path, front: Vm) -> None:
+    with pytest.raises(TestbedError, match="absent"):
+        front.push(tmp_path / "absent", "/tmp/x")
