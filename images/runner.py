@@ -14,7 +14,7 @@ from images.errors import SEARCH_PATH, ImageError, ProgramError, find_program
 
 #: Stands between the builder and a program. When the builder is killed, the kernel tells this shell (setpriv below),
 #: and it tells the whole process group: mmdebstrap told alone would first finish what its children are at, a minute's
-#: work. It also opens the inputs: dup2 between fork and exec is not safe while other threads run, and this can be pasted.
+#: work. It also opens the inputs: dup2 between fork and exec is not safe beside other threads, and this can be pasted.
 _GUARD = """\
 trap 'trap "" TERM; kill -TERM 0' TERM
 "$@" {inputs} &

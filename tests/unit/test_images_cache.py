@@ -184,8 +184,8 @@ class TestRunner:
         read_end, write_end = os.pipe()
         code = (
             "from pathlib import Path; from images.runner import Runner\n"
-            f"Runner({write_end}).run('x', ['sh', '-c', '(echo here > /proc/self/fd/{write_end}; exec sleep 100) & wait'],"
-            f" Path({str(tmp_path / 'log')!r}))\n")
+            f"Runner({write_end}).run('x', ['sh', '-c',"
+            f" '(echo here > /proc/self/fd/{write_end}; exec sleep 100) & wait'], Path({str(tmp_path / 'log')!r}))\n")
         with subprocess.Popen([sys.executable, "-c", code], pass_fds=[write_end]) as builder:
             os.close(write_end)
             assert os.read(read_end, 5) == b"here\n"
