@@ -34,10 +34,7 @@ _PACKAGES = {
 
 #: What a log says, and what to do about it. The first that matches is quoted.
 _HINTS = (
-    ("does not have a subordinate", "add a line for the user to /etc/subuid and /etc/subgid "
-     "(usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER)"),
-    ("No entry for", "add a line for the user to /etc/subuid and /etc/subgid "
-     "(usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER)"),
+    ("no entry in /etc/sub", "as root, once: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
     ("unshare() failed", "user or mount namespaces are refused here: try "
      "sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, or run as root "
      "with CAP_SYS_ADMIN"),

@@ -145,6 +145,9 @@ class Workshop:
     def packages(self, mirrors: tuple[str, ...], path: Path) -> tuple[Apt, Versions]:
         """Resolve all packages from fresh lists."""
         with self.making("packages", "looking up packages") as work:
+            mode()
+            self.runner.run("making a namespace to build in", ["mmdebstrap", "--unshare-helper", "true"],
+                            self.log("packages"))  # before anything is downloaded for nothing
             apt = Apt(self.spec, self.cache, self.runner, self.log("packages"))
             apt.configure(mirrors)
             apt.update()
@@ -235,7 +238,6 @@ class Workshop:
             self.cache.publish(made, path)
 
     def _sandbox(self, kind: str, what: str, script: str, inputs: list[Path], out: Path, *words: str) -> None:
-        mode()  # says what an ordinary user lacks before mmdebstrap says it less clearly
         self.runner.run(what, ["mmdebstrap", "--unshare-helper", "sh", "-c", script, "sh", *words], self.log(kind),
                         stdout=out, inputs=dict(enumerate(inputs, start=3)))
 
