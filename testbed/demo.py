@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from testbed.bed import Testbed
@@ -207,8 +208,8 @@ def parse_sockperf(text: str) -> Row:
 
 def show(report: Report, console: Console) -> None:
     """Print a report: two tables, and what they were measured under."""
-    console.print(f"\n[bold]{report.file}[/], {report.size / 1e6:.1f} MB, SHA-256 {report.sha256[:16]}... "
-                  "the same at every stop")
+    console.print(f"\n[bold]{report.file}[/]\n{report.size / 1e6:.1f} MB, SHA-256 {report.sha256[:16]}... "
+                  "the same at every stop\n")
     console.print(_rates(report))
     console.print(_round_trips(report))
     console.print(f"accelerator {report.accel}: {report.accel_reason}")
@@ -217,37 +218,38 @@ def show(report: Report, console: Console) -> None:
 
 
 def _rates(report: Report) -> Table:
-    table = Table(title="Rates", title_justify="left")
-    for column in ("", "shared memory", "TCP", "ratio"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("shared memory", "TCP", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in report.results:
         if row.path == "ivshmem" and row.value is not None:
             peer = report.row(row.name, "tcp", row.mode)
-            title = f"file, {row.mode}" if row.name == "file" else f"memory to memory, {row.size >> 10} KiB writes"
+            title = f"file, {row.mode}" if row.name == "file" else f"memory to memory, {row.size >> 10} KiB"
             ratio = row.value / peer.value if peer.value else 0.0
-            table.add_row(title, _rate(row), _rate(peer), f"{ratio:.1f} x faster")
+            table.add_row(title, _rate(row), _rate(peer), f"{ratio:.1f}x")
     return table
 
 
 def _rate(row: Row) -> str:
     seconds = f"{row.seconds:.2f} s  " if row.seconds is not None else ""
     value = row.value or 0.0
-    return seconds + (f"{value / 1e9:6.2f} GB/s" if value >= 1e9 else f"{value / 1e6:6.1f} MB/s")
+    return seconds + (f"{value / 1e9:.2f} GB/s" if value >= 1e9 else f"{value / 1e6:.1f} MB/s")
 
 
 def _round_trips(report: Report) -> Table:
-    table = Table(title=f"Round trips of {MESSAGE_BYTES} bytes, microseconds", title_justify="left")
-    for column in ("", "p50", "p90", "p99", "p99.9", "max", "TCP's p50 / p50"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(f"{MESSAGE_BYTES} bytes there and back, us", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("p50", "p90", "p99", "p99.9", "max", "TCP/this"):
+        table.add_column(column, justify="right", no_wrap=True)
     tcp = report.row("rtt", "tcp")
     for row in report.results:
         if row.name != "rtt":
             continue
-        title = "TCP, sockperf" if row.path == "tcp" else f"shared memory, {_MODES.get(row.mode or '', row.mode)}"
+        title = "TCP, sockperf" if row.path == "tcp" else _MODES.get(row.mode or "", row.mode or "")
         if row.per > 1:
-            title += f" (means of {row.per})"
-        cells = [f"{(value or 0) / 1e3:.2f}" for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
-        table.add_row(title, *cells, f"{(tcp.p50 or 0) / row.p50:.1f}" if row.p50 else "")
+            title += f", means of {row.per}"
+        cells = [f"{value / 1e3:.{2 if value < 1e5 else 0}f}"
+                 for value in (found or 0.0 for found in (row.p50, row.p90, row.p99, row.p999, row.max))]
+        table.add_row(title, *cells, f"{(tcp.p50 or 0) / row.p50:.1f}x" if row.p50 else "")
     return table
 
 

@@ -150,9 +150,9 @@ class VmSpec:
             # The kernel panics when its timer does not tick in time during boot, which happens on a busy machine; under
             # KVM it leaves the check out by itself.
             words.append("no_timer_check")
-            # Where a second CPU is possible (see `smp`) the kernel distrusts the TSC of a CPU model it does not know for a
-            # constant one, and falls back to the HPET: a microsecond and an exit from the translated code for each look
-            # at the clock. TCG's TSC is the host's clock, the same for all CPUs.
+            # Where a second CPU is possible (see `smp`) the kernel distrusts the TSC of a CPU model that is not known
+            # to keep it constant, and falls back to the HPET: a microsecond and an exit from the translated code
+            # for each look at the clock. TCG's TSC is the host's clock, the same for all CPUs.
             words.append("tsc=reliable")
         if self.ip:
             words.append(f"idc.ip={self.ip}")
