@@ -6,19 +6,22 @@ a fresh id, and the others are told when it comes and when it goes. Where it dif
 - an id is never given out again: QEMU's device cannot take back what was freed when the earlier owner left.
   After 65536 connections the server refuses new ones and says so; restart it, with new devices;
 - a client that does not read delays nobody and is cut off; one that writes is cut off as well;
-- a socket left behind by a killed server does not keep the next from starting.
+- a socket left behind by a killed server does not keep the next from starting;
+- one that finds the socket in use has not touched the memory: resizing it would kill the other's clients.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import signal
 import socket
 import sys
 import tempfile
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_VECTORS: Final = 64  # as in QEMU's ivshmem-server.h
+MAX_SIZE: Final = 1 << 62  # the largest power of two that a file's size can be
 _PAGE: Final = 4096
 _SUFFIXES: Final = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
@@ -65,6 +69,7 @@ class ContribServer:
         self._send_timeout = send_timeout
         self._verbose = verbose
         self._peers: dict[int, _Peer] = {}
+        self._leaving: deque[tuple[int, _Peer]] = deque()
         # Who may connect is said by the socket's permissions, as with QEMU's server.
         loop.accept_on(listener, self._accepted, any_user=True)
 
@@ -97,10 +102,15 @@ class ContribServer:
 
     def _left(self, own: int, reason: str) -> None:
         self._verbose(f"peer {own} left: {reason}")
-        gone = self._peers.pop(own)
-        for number, other in list(self._peers.items()):
-            if number in gone.told or number > own:
-                other.connection.send([left(own)])
+        self._leaving.append((own, self._peers.pop(own)))
+        if len(self._leaving) > 1:
+            return  # found while telling of another: the loop below comes to it, instead of a call in each call
+        while self._leaving:
+            number, gone = self._leaving[0]
+            for other_number, other in list(self._peers.items()):
+                if other_number in gone.told or other_number > number:
+                    other.connection.send([left(number)])
+            self._leaving.popleft()
 
 
 def parse_size(text: str) -> int:
@@ -110,8 +120,8 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or a number with K, M or G")
     unit = 1 << _SUFFIXES[match[2].upper()]
     size = int(float(match[1]) * unit) if "." in match[1] else int(match[1], 0 if "x" in text.lower() else 10) * unit
-    if not 0 < size < 1 << 63:
-        raise argparse.ArgumentTypeError(f"size {text} is out of range")
+    if not 0 < size <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"size {text} is out of range: 1 byte to {MAX_SIZE >> 60}E")
     return size
 
 
@@ -125,6 +135,9 @@ def open_memory(name: str, directory: str | None, size: int) -> Fd:
 
     Raises OSError. Like QEMU's server it sets the object's size, whatever it was.
     """
+    if directory is None and "/" in name.lstrip("/"):
+        # as shm_open(3) refuses it: the name of an object is no path, and must not lead out of /dev/shm
+        raise OSError(errno.EINVAL, "a shared memory object has no / in its name", name)
     if directory is not None:
         descriptor, path = tempfile.mkstemp(prefix="ivshmem.", dir=directory)
         os.unlink(path)
@@ -133,7 +146,10 @@ def open_memory(name: str, directory: str | None, size: int) -> Fd:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o700)
     memory = Fd(descriptor)
     if os.fstat(descriptor).st_size != size:
-        os.ftruncate(descriptor, size)
+        try:
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot have {size} bytes: {error.strerror}", path) from error
     return memory
 
 
@@ -177,14 +193,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verbose and not args.foreground:
         options.error("-v needs -F: a daemon has no terminal to write to")
     wire.raise_descriptor_limit()
-    try:
-        memory = open_memory(args.name, args.directory, mapped_size(args.size))
-        listener = wire.listen(args.socket, socket.SOCK_STREAM, mode=None)
-    except (OSError, HostError) as error:
-        sys.exit(f"ivshmem-server: cannot start: {error}")
     with contextlib.ExitStack() as cleanup:
-        cleanup.callback(listener.close)
-        cleanup.callback(lambda: args.socket.unlink(missing_ok=True))
+        try:
+            listener = wire.listen(args.socket, socket.SOCK_STREAM, mode=None)
+            cleanup.callback(listener.close)
+            cleanup.callback(lambda: args.socket.unlink(missing_ok=True))
+            memory = open_memory(args.name, args.directory, mapped_size(args.size))
+        except (OSError, HostError) as error:
+            sys.exit(f"ivshmem-server: cannot start: {error}")
         if not args.foreground:
             try:
                 daemonize(args.pid_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -149,6 +150,56 @@ def test_program_with_a_named_object() -> None:
             assert backing.read_bytes()[5] == 7
     finally:
         backing.unlink()
+
+
+def test_a_second_server_leaves_the_memory_of_the_first_alone() -> None:
+    name = f"idc-test-{os.getpid()}"
+    backing = Path("/dev/shm") / name
+    try:
+        with program("-M", name, "-l", "1M") as (path, _):
+            until("memory", lambda: backing.exists() and backing.stat().st_size == 1 << 20)
+            second = [sys.executable, "-m", "host.ivshmem.contrib", "-F", "-S", str(path), "-M", name, "-l", "4K"]
+            outcome = subprocess.run(second, cwd=ROOT, stderr=subprocess.PIPE, timeout=DEADLINE, check=False)
+            assert b"in use by a running process" in outcome.stderr
+            assert backing.stat().st_size == 1 << 20  # less would end every QEMU that maps it by SIGBUS
+    finally:
+        backing.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["-M", "../../tmp/escaped"], "no / in its name"),
+        (["-m", "/nonexistent"], "No such file"),
+        (["-l", "4E"], "cannot have 4611686018427387904 bytes"),
+        (["-l", "5E"], "out of range"),
+        (["-S", "/nonexistent/s"], "cannot bind /nonexistent/s"),
+        (["-S", "/tmp"], "is no socket"),
+    ],
+)
+def test_what_cannot_start_says_so_and_leaves_no_socket(options: list[str], match: str) -> None:
+    with short_directory() as directory:
+        command = [sys.executable, "-m", "host.ivshmem.contrib", "-F", "-S", str(directory / "s")]
+        command += [*([] if "-M" in options else ["-m", str(directory)]), *options]
+        outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert outcome.returncode in (1, 2)
+        assert match in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert list(directory.iterdir()) == []
+
+
+def test_many_that_die_at_once_are_told_one_after_the_other() -> None:
+    with short_directory() as directory, program("-m", str(directory), "-n", "0") as (path, process):
+        with contextlib.ExitStack() as clients:
+            for _ in range(300):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.settimeout(DEADLINE)
+                client.connect(str(path))
+                assert client.recv(8) == bytes(8)  # greeted, so it is one of the peers now
+            process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGCONT)
+        with connect(path, vectors=0) as late:
+            assert late.id == 300
 
 
 def test_program_with_a_directory_leaves_no_file_there() -> None:
