@@ -120,8 +120,11 @@ class Vm:
                     self._process = self.run.popen(
                         qemu_args(self.spec, wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds
                     )
-                except FileNotFoundError as error:
-                    raise SpecError(f"there is no {self.spec.qemu}", hint="apt install qemu-system-x86") from error
+                except (FileNotFoundError, PermissionError) as error:
+                    # A directory of PATH that may not be looked into also ends as "permission denied".
+                    raise SpecError(
+                        f"cannot run {self.spec.qemu}: {error.strerror}", hint="apt install qemu-system-x86"
+                    ) from error
             ours.pop_all()
         for listener, _ in ends.values():
             listener.close()
