@@ -10,7 +10,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from idc._core import ffi, lib
-from idc.errors import TimedOutError
+from idc.errors import IdcError, TimedOutError
 
 if TYPE_CHECKING:
     from idc.channel import ByteChannel, MessageChannel
@@ -76,6 +76,8 @@ def _deadline(limit: float) -> int:
 
 
 def _check(rings: tuple[Ring, ...], done: int, wanted: int, limit: float) -> None:
+    if done == lib.IDC_INTR:
+        raise IdcError("the loop was interrupted: a signal came, or the peer rings without end")
     if done < 0:
         raise next((ring for ring in rings if ring._ring.ended), rings[0])._fail(done)
     if done < wanted:

@@ -19,7 +19,8 @@ enum idc_result {
     IDC_CORRUPT = -3, /* a shared word holds what no honest peer writes; `reason` in the ring says which */
     IDC_TOOBIG = -4,  /* message longer than a slot holds, or than the caller's buffer (it stays in the ring) */
     IDC_TIMEOUT = -5,
-    IDC_INTR = -6,    /* a signal came, or 50 ms of polling passed: let the interpreter run, then call again */
+    IDC_INTR = -6,    /* a signal came, 50 ms of polling passed, or the peer rings without end: let the interpreter
+                       * run, then call again */
     IDC_EINVAL = -7,  /* misuse by the caller, or a doorbell or wake-up descriptor that does not work */
 };
 

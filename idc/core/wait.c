@@ -15,6 +15,7 @@ enum {
     POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
     RECHECK_NS = 100000000,      /* the safety recheck */
     IN_FLIGHT_NS = 5000000,      /* a doorbell this much behind its data was under way, not lost */
+    STORM = 1024,                /* wake-ups to nothing in one wait, then IDC_INTR: none of these polls sees a signal */
     PROBE_EVERY = 16,            /* waits between attempts to spin when spinning has not paid */
     SCORE_MAX = 15,
     SCORE_SPIN = 4,
@@ -118,7 +119,7 @@ static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns)
 static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
 {
     uint64_t event = r->pos + need - (r->role == IDC_PRODUCER ? r->size : 0);
-    for (;;) {
+    for (uint32_t nothing = 0;;) {
         store_release(r->my_event, event);
         /* Orders my event word before my last look for progress. Pairs with the fence in idc_notify between the peer's
          * publishing and its look at this word: either I see its progress here, or it sees my event and rings. */
@@ -138,6 +139,7 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
             r->count.wakeups++;
             rc = ready_or_ended(r, need);
             r->count.spurious += rc == 0;
+            nothing += rc == 0;
         } else if ((rc = ready_or_ended(r, need)) == 1) {
             int bell = sleep_on(r->wake_fd, IN_FLIGHT_NS);
             r->count.late += bell == 0;
@@ -145,6 +147,8 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
         }
         if (rc != 0)
             return rc;
+        if (nothing == STORM)
+            return IDC_INTR;
     }
 }
 

@@ -222,6 +222,27 @@ def test_signal_interrupts_a_wait_and_the_wait_goes_on(spin: float) -> None:
         signal.signal(signal.SIGALRM, old)
 
 
+def test_a_peer_that_rings_without_end_does_not_keep_signals_out() -> None:
+    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    storm = os.eventfd(1 << 31, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)  # readable again after each read
+    try:
+        with message_ring() as ring:
+            os.dup2(storm, ring.data_fd)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            start = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                ring.rx.recv(timeout=20)
+            assert time.monotonic() - start < 10  # it came in the wait, not when the wait was over
+            with pytest.raises(TimedOutError):
+                ring.rx.recv(timeout=0.05)
+            ring.tx.send(b"still works")
+            assert ring.rx.recv(timeout=20) == b"still works"
+            assert ring.rx.counters.spurious > 1000
+    finally:
+        os.close(storm)
+        signal.signal(signal.SIGALRM, old)
+
+
 def test_closed_end_refuses_and_lets_the_memory_go() -> None:
     memory = mmap.mmap(-1, 8192)
     tx, rx = ByteSender(memory, 0, DATA, 4096), ByteReceiver(memory, 0, DATA, 4096)
