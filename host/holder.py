@@ -21,6 +21,7 @@ With --lifeline it ends when that pipe does, so it never outlives whoever starte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import selectors
 import signal
@@ -141,6 +142,7 @@ def serve(path: Path, ready: int | None, lifeline: int | None) -> None:
     """Serve until SIGTERM or the end of the lifeline; then remove the socket."""
     listener = wire.listen(path, socket.SOCK_SEQPACKET)
     store = _Store()
+    spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         if lifeline is not None:
@@ -152,7 +154,7 @@ def serve(path: Path, ready: int | None, lifeline: int | None) -> None:
             while True:
                 for key, _ in selector.select():
                     if key.fileobj is listener:
-                        _accept(listener, selector)
+                        spare = _accept(listener, selector, spare)
                     elif key.fileobj == lifeline:
                         return
                     else:
@@ -163,18 +165,31 @@ def serve(path: Path, ready: int | None, lifeline: int | None) -> None:
         finally:
             path.unlink(missing_ok=True)  # while the path is still ours
             listener.close()
+            os.close(spare)
 
 
-def _accept(listener: socket.socket, selector: selectors.BaseSelector) -> None:
+def _accept(listener: socket.socket, selector: selectors.BaseSelector, spare: int) -> int:
+    """Accept a connection; refuse it when descriptors ran out, because what is held matters more than who asks.
+
+    `spare` is an open descriptor, given up for a moment to refuse with: a connection that is left in the backlog would
+    be reported again at once. Returns the new spare one.
+    """
     try:
         sock, _ = listener.accept()
     except BlockingIOError:
-        return
+        return spare
+    except OSError as error:
+        sys.stderr.write(f"holder: refused a connection: {error.strerror}\n")
+        os.close(spare)
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     if not wire.same_user(sock):
         sock.close()
-        return
+        return spare
     sock.settimeout(REQUEST_TIMEOUT)
     selector.register(sock, selectors.EVENT_READ)
+    return spare
 
 
 def _answer(sock: socket.socket, store: _Store) -> bool:

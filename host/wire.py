@@ -75,7 +75,7 @@ def receive_message(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | N
             return None
         try:
             message = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"not JSON: {data[:40]!r}") from error
         if not isinstance(message, dict) or type(message.get("fds")) is not int:
             raise ProtocolError(f"not a message: {data[:40]!r}")

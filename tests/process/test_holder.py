@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_unknown_names_are_refused_and_the_connection_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\0", b"[]", b"{}", b'{"fds": "x"}', b'{"fds": -1}', b'{"fds": 1e9}', b'{"fds": 3}', b"x" * 100_000]
+    "garbage", [b"\0", b"[]", b"{}", b'{"fds": "x"}', b'{"fds": -1}', b'{"fds": 1e9}', b'{"fds": 3}', b"x" * 100_000, b"[" * 100_000]
 )
 def test_garbage_ends_its_own_connection_only(garbage: bytes) -> None:
     with holding() as (path, process):
@@ -123,6 +124,23 @@ def test_garbage_ends_its_own_connection_only(garbage: bytes) -> None:
                 assert sock.recv(100) == b""
         assert holder.names() == []
         until("descriptors closed", lambda: descriptors(process.pid) == before)
+        holder.close()
+
+
+def test_it_outlives_the_lack_of_descriptors() -> None:
+    with holding() as (path, process):
+        holder = Holder(path)
+        with open(os.devnull) as null:
+            holder.put("a", [null.fileno()])
+            free = descriptors(process.pid)
+            _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (free, hard))
+            with pytest.raises(HolderError, match="'list'"):
+                Holder(path).names()
+            with pytest.raises(HolderError, match="'put b'"):
+                holder.put("b", [null.fileno()])
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert holder.names() == ["a"]
         holder.close()
 
 
