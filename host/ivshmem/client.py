@@ -49,8 +49,11 @@ class Peer:
         self._sock = sock
         self._client = client
         self.id = client.own
-        self.size = os.fstat(client.memory).st_size
-        self.memory = mmap.mmap(client.memory, self.size)
+        try:
+            self.size = os.fstat(client.memory).st_size
+            self.memory = mmap.mmap(client.memory, self.size)
+        except (OSError, ValueError) as error:
+            raise ProtocolError(f"what the server calls shared memory cannot be mapped: {error}") from error
 
     @property
     def events(self) -> tuple[int, ...]:
@@ -144,13 +147,16 @@ def connect(path: str | Path, *, vectors: int | None = None, timeout: float = CO
         except OSError as error:
             raise PeerError(f"no ivshmem server at {path}: {error.strerror or error}") from error
         while not _complete(client, vectors):
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
             try:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                sock.settimeout(left)
                 _receive(sock, client)
             except TimeoutError as error:
                 raise PeerError(
-                    f"the greeting from {path} stopped in state {client.state.name}, "
-                    f"with {len(client.vectors.get(client.own or 0, []))} own vectors, for {timeout:g} s"
+                    f"the greeting from {path} was not complete after {timeout:g} s: in state {client.state.name}, "
+                    f"with {len(client.vectors.get(client.own or 0, []))} own vectors"
                 ) from error
             if vectors is None and client.memory is not None:
                 vectors = _vectors_in_header(client.memory)
@@ -189,6 +195,8 @@ def _complete(client: Client, vectors: int | None) -> bool:
 def _vectors_in_header(memory: int) -> int:
     try:
         return parse_header(os.pread(memory, HEADER_BYTES, 0), os.fstat(memory).st_size).vectors
+    except OSError as error:
+        raise ProtocolError(f"what the server calls shared memory cannot be read: {error.strerror}") from error
     except LayoutError as error:
         error.add_note("a region of another server: say how many vectors it gives each client")
         raise

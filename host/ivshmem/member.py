@@ -165,6 +165,7 @@ class Server:
         header = parse_header(page, os.fstat(memory.number).st_size)
         if header.name in self._regions:
             raise RegionError(f"region {header.name!r} exists already")
+        words = map_words(memory)  # before anything is made that a refusal would have to take back
         writers = [member for member in header.members if member.rights is Rights.RW]
         listeners: list[socket.socket] = []
         try:
@@ -183,7 +184,7 @@ class Server:
                 self.socket_path(header.name, member.name).unlink(missing_ok=True)
                 sock.close()
             raise
-        region = ServedRegion(header, memory, map_words(memory))
+        region = ServedRegion(header, memory, words)
         for member, sock, group in zip(writers, listeners, vectors, strict=True):
             self._seat(region, Seat(member, sock, group))
         self._regions[header.name] = region

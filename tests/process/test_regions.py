@@ -7,9 +7,12 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,11 +31,12 @@ from region_support import (
     word,
 )
 
+from host import wire
 from host.errors import PeerError, ProtocolError, RegionError, ServerError, SocketPathError
 from host.holder import Holder
 from host.ivshmem.client import connect
 from host.region import DoorbellAttachment, PlainAttachment, RegionService, RegionSpec
-from idc.layout import HEADER_BYTES, LayoutError, Rights, parse_header
+from idc.layout import HEADER_BYTES, LayoutError, Rights, pack_header, parse_header
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -370,6 +374,25 @@ def test_a_region_exists_once_and_can_be_dropped() -> None:
             assert word(front, 0) == (1, True)
 
 
+def test_memory_that_the_server_cannot_map_is_refused_and_nothing_is_left_of_it() -> None:
+    with running() as service:
+        service.create(link())
+        before = descriptors(service.holder_pid)
+        page = pack_header(link("file").plan())
+        control = service.log.with_name("control.sock")
+        with tempfile.NamedTemporaryFile() as file:
+            os.truncate(file.name, 1 << 20)
+            os.pwrite(file.fileno(), page, 0)
+            with open(file.name, "rb") as readonly, wire.connect(control, DEADLINE) as sock:
+                wire.send_message(sock, {"op": "create"}, [readonly.fileno()])
+                answer = wire.receive_message(sock)
+        assert answer is not None
+        assert answer[0] == {"ok": False, "error": "[Errno 13] Permission denied"}
+        assert descriptors(service.holder_pid) == before
+        assert not service.log.with_name("front@file.sock").exists()
+        assert service.create(link("file")).name == "file"
+
+
 def test_a_path_too_long_for_a_socket_says_what_to_do() -> None:
     with short_directory() as directory, RegionService(directory / ("d" * 30)) as service:
         with pytest.raises(RegionError, match="shorter path"):
@@ -411,6 +434,29 @@ def test_a_greeting_that_stops_is_given_up() -> None:
         server.listen()
         with pytest.raises(PeerError, match="state VERSION"):
             connect(directory / "s", timeout=0.2)
+
+
+@pytest.mark.parametrize("vectors", [None, 0])
+def test_memory_that_cannot_be_mapped_is_the_servers_fault(vectors: int | None) -> None:
+    with short_directory() as directory, socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(directory / "s"))
+        server.listen()
+        reader, writer = os.pipe()
+        files = len(os.listdir("/proc/self/fd"))
+
+        def greet() -> None:
+            with server.accept()[0] as sock:
+                for number, fds in ((0, []), (7, []), (-1, [reader])):
+                    socket.send_fds(sock, [struct.pack("<q", number)], fds)
+
+        with ThreadPoolExecutor(1) as pool:
+            greeted = pool.submit(greet)
+            with pytest.raises(ProtocolError, match="what the server calls shared memory cannot be"):
+                connect(directory / "s", vectors=vectors)
+            greeted.result()
+        assert len(os.listdir("/proc/self/fd")) == files
+        os.close(reader)
+        os.close(writer)
 
 
 OWNER = """
