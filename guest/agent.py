@@ -74,7 +74,7 @@ class Push(Call):
         self.mode = mode
         self.received = 0
         self.owed = 0
-        self.temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}-{channel}")
+        self.temporary = os.path.join(os.path.dirname(path), f".push.{os.getpid()}-{channel}")
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -128,7 +128,8 @@ class Pull(Call):
 
     def __init__(self, agent: Agent, channel: int, path: str) -> None:
         super().__init__(agent, channel)
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: a FIFO that nobody writes to would hold up this one thread, and all other calls with it.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.fd)
         if os.path.isdir(path):
             os.close(self.fd)
@@ -479,12 +480,13 @@ class Agent:
     def _start(self, channel: int, request: dict[str, Any]) -> None:
         try:
             self.calls[channel] = Exec(self, channel, request)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in an argument
             # A shell's answer, so that "cannot start" and "failed" are one path for the caller.
-            text = f"cannot start {request['argv'][0]!r}: {error.strerror}: {error.filename}\n"
+            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+            text = f"cannot start {request['argv'][0]!r}: {reason}\n"
             self.send_json(channel, framing.STARTED, pid=0)
             self.send(channel, framing.STDERR, text.encode())
-            self.send_json(channel, framing.EXIT, code=127 if error.errno == errno.ENOENT else 126)
+            self.send_json(channel, framing.EXIT, code=127 if isinstance(error, FileNotFoundError) else 126)
 
     def _end_session(self) -> None:
         for call in list(self.calls.values()):

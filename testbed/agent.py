@@ -321,6 +321,9 @@ class AgentClient:
         except OSError as error:
             text = f"the link to its agent failed: {error.strerror}"
             self.end(lambda: self._lost(text))
+        except (ValueError, TypeError, KeyError) as error:  # else this thread would end, and its callers wait for ever
+            text = f"its agent said what makes no sense ({type(error).__name__}: {error})"
+            self.end(lambda: self._lost(text))
 
     def _write(self) -> None:
         with self._changed:
@@ -358,6 +361,8 @@ class AgentClient:
     def _ready(self, frame: Frame) -> AgentInfo | None:
         """An agent announces itself (session 0), or answers our HELLO."""
         info = AgentInfo(**frame.json())
+        if info.protocol != framing.PROTOCOL:
+            raise ValueError(f"it speaks protocol {info.protocol}, this is {framing.PROTOCOL}; rebuild its image")
         if frame.session == 0:
             if self.info is not None:
                 # Not the one that we have been talking to.
@@ -620,7 +625,7 @@ class AgentClient:
         full), TimeoutError.
         """
         deadline = _deadline(timeout)
-        temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = target.parent / f".pull.{os.getpid()}-{secrets.token_hex(4)}"
         call = self._open_call(deadline)
         finished = False
         try:

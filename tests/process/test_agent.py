@@ -74,6 +74,27 @@ def test_what_cannot_start_ends_as_in_a_shell(bench: Bench, argv: list[str], cod
     assert "cannot start" in result.err
 
 
+def test_an_argument_with_a_zero_byte_fails_alone(bench: Bench) -> None:
+    result = bench.client.execute(["echo", "a\0b"], timeout=20)
+    assert result.exit_code == 126
+    assert "null byte" in result.err
+    assert bench.client.execute(["true"], timeout=20).exit_code == 0
+
+
+def test_a_pipe_is_pulled_as_empty_and_holds_nobody_up(bench: Bench, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert bench.client.pull(str(tmp_path / "pipe"), tmp_path / "got", timeout=20) == 0
+    assert bench.client.execute(["true"], timeout=20).exit_code == 0
+
+
+def test_the_longest_name_goes_there_and_back(bench: Bench, tmp_path: Path) -> None:
+    name = "n" * 255
+    (tmp_path / "source").write_bytes(b"content")
+    bench.client.push(tmp_path / "source", str(tmp_path / name), timeout=20)
+    (tmp_path / "back").mkdir()
+    assert bench.client.pull(str(tmp_path / name), tmp_path / "back" / name, timeout=20) == 7
+
+
 def test_much_input_and_much_output_at_the_same_time(bench: Bench) -> None:
     data = os.urandom(3 * framing.WINDOW + 17)
     assert bench.client.execute(["cat"], stdin=data, timeout=60).stdout == data
@@ -207,7 +228,9 @@ def test_an_agent_that_starts_again_is_found_even_in_the_middle_of_a_frame(bench
 
     pusher = threading.Thread(target=push)
     pusher.start()
-    while not any(p.name.startswith(".there") for p in tmp_path.iterdir()):
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob(".push.*")):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     bench.process.kill()
     bench.process.wait()
@@ -230,6 +253,23 @@ def test_a_new_host_ends_what_the_one_before_had_begun(bench: Bench) -> None:
         process.wait(1)
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
+
+
+@pytest.mark.parametrize(("frame", "why"), [
+    (framing.encode(0, 0, framing.READY, b"[1]"), "not a JSON object"),
+    (framing.encode(0, 0, framing.READY, b"{"), "what makes no sense"),
+    (framing.encode_json(0, 0, framing.READY, surprise=1), "what makes no sense"),
+    (framing.encode_json(0, 0, framing.READY, protocol=99, boot_id="", uptime=0.0, kernel="", python="", host="",
+                         pid=1), "protocol 99"),
+])
+def test_an_agent_that_talks_nonsense_fails_its_callers_at_once(frame: bytes, why: str) -> None:
+    ours, theirs = socket.socketpair()
+    client = AgentClient(ours, "liar", lost=AgentLost, hung=GuestHung, running=lambda: True, on_ready=lambda _: None)
+    theirs.sendall(frame)
+    with pytest.raises(AgentLost, match=why):
+        client.wait_ready(20)
+    client.close()
+    theirs.close()
 
 
 def test_silence_is_a_hang_unless_the_machine_is_paused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
