@@ -1,9 +1,9 @@
 """Which accelerator works here, proved by booting a guest with it; remembered with what the proof rests on.
 
-Depends on `testbed.run` (the probe's QEMU must not outlive anybody) and `testbed.errors`. /dev/kvm can exist, open,
-answer its version, and yet not run a stock kernel: seen under a nested para-virtual KVM, which reports "emulation
-failure" after a minute at full load. So the probe boots the very kernel that the guests use, with an initramfs of one
-small program, until that program has spoken from user space.
+Depends on `testbed.run` (the probe's QEMU must not outlive anybody), `testbed.errors` and `images` (its cache, its
+cpio). /dev/kvm can exist, open, answer its version, and yet not run a stock kernel: seen under a nested para-virtual
+KVM, which reports "emulation failure" after a minute at full load. So the probe boots the very kernel that the guests
+use, with an initramfs of one small program, until that program has spoken from user space.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import images
+from images import archive
 from testbed.errors import AccelUnavailable, SpecError
 from testbed.qemu_args import DEFAULT_QEMU, Accel
 from testbed.run import Run
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Wish = Literal["auto", "kvm", "tcg"]
 PROBE_SECONDS = 5.0
@@ -79,16 +78,11 @@ def choose(
     """
     if wish == "tcg":
         return Verdict("tcg", "asked for", {"wish": "tcg"})
-    verdict = _prove(kernel, qemu, cpu, cache or _default_cache(), limit, device)
+    verdict = _prove(kernel, qemu, cpu, cache or images.default_directory() / "accel", limit, device)
     _log.info("accelerator %s (%s), evidence %s", verdict, "cached" if verdict.cached else "probed", verdict.evidence)
     if wish == "kvm" and verdict.accel != "kvm":
         raise AccelUnavailable(f"KVM cannot be used: {verdict.reason}", hint="--accel auto takes TCG where KVM fails")
     return verdict
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "idc-testbed", "accel")
 
 
 def _prove(kernel: Path, qemu: str, cpu: str, cache: Path, limit: float, device: Path) -> Verdict:
@@ -129,10 +123,10 @@ def _device_refusal(device: Path) -> str:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
         owner, group = _name(pwd.getpwuid, status.st_uid), _name(grp.getgrgid, status.st_gid)
-        return (
-            f"no permission for {device}, which is {owner}:{group} {stat.filemode(status.st_mode)}"
-            f" (sudo adduser {_name(pwd.getpwuid, os.getuid())} {group}, then log in again)"
-        )
+        remedy = f"sudo adduser {_name(pwd.getpwuid, os.getuid())} {group}, then log in again"
+        if status.st_gid == 0 or status.st_mode & 0o060 != 0o060:  # membership would be too much, or not help
+            remedy = f"sudo chgrp kvm {device} && sudo chmod g+rw {device} gives it to group kvm"
+        return f"no permission for {device}, which is {owner}:{group} {stat.filemode(status.st_mode)} ({remedy})"
     except OSError as error:
         return f"{device} does not open: {error.strerror}"
     try:
@@ -183,19 +177,25 @@ def _digest(path: Path) -> str:
 def _recall(path: Path, evidence: dict[str, str]) -> Verdict | None:
     try:
         verdict = Verdict(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         _log.warning("%s is unreadable (%s); probing again", path, error)
         return None
     return replace(verdict, cached=True) if verdict.evidence == evidence else None
 
 
 def _remember(path: Path, verdict: Verdict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write it down for the next process. Not being able to costs the next one its probe, and is no failure of this."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(verdict), indent=1))
-    temporary.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(verdict), indent=1))
+        temporary.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a full disk leaves an empty file
+            temporary.unlink()
+        _log.warning("the verdict on KVM is not remembered: %s: %s", error.filename, error.strerror)
 
 
 def probe_args(qemu: str, kernel: Path, initrd: Path, cpu: str) -> list[str]:
@@ -250,18 +250,7 @@ def _last_line(said: bytes) -> str:
 
 def probe_initrd() -> bytes:
     """An initramfs in cpio's "newc" form with one file, /init: says that it runs, and powers the machine off."""
-    return _cpio({"init": _probe_program()})
-
-
-def _cpio(files: dict[str, bytes]) -> bytes:
-    archive = b""
-    for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):
-        mode = 0o100755 if content else 0
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-        header = b"070701" + b"".join(b"%08x" % value for value in fields)
-        for part in (header + name.encode() + b"\0", content):
-            archive += part + b"\0" * (-len(part) % 4)
-    return archive
+    return archive.make_cpio([archive.file("init", _probe_program(), 0o755)])
 
 
 def _probe_program() -> bytes:
@@ -290,8 +279,3 @@ def _probe_program() -> bytes:
     elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
     return elf + segment + program + text
-
-
-def describe(verdicts: Sequence[Verdict]) -> str:
-    """One line for a report: what the guests ran under, and why."""
-    return "; ".join(dict.fromkeys(map(str, verdicts)))

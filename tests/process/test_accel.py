@@ -96,6 +96,25 @@ def test_a_damaged_memory_is_no_obstacle(choose: Choose, tmp_path: Path) -> None
     assert not choose(SPEAKS).cached
 
 
+def test_a_cache_that_cannot_be_written_costs_a_probe_and_nothing_else(
+    choose: Choose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("no directory")
+    assert choose(SPEAKS).accel == "kvm"
+    assert "is not remembered" in caplog.text
+    assert not choose(SPEAKS).cached
+
+
+def test_the_default_cache_is_the_images_own(
+    kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDC_TESTBED_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr(accel, "_device_refusal", lambda _: "")
+    monkeypatch.setattr(accel, "_probe", lambda *_: "")
+    assert accel.choose("auto", kernel, qemu="true").accel == "kvm"
+    assert [path.suffix for path in (tmp_path / "own" / "accel").iterdir()] == [".json"]
+
+
 def test_without_the_device_nothing_is_started(kernel: Path, tmp_path: Path) -> None:
     verdict = accel.choose("auto", kernel, qemu="true", cache=tmp_path / "cache", device=tmp_path / "kvm")
     assert verdict.accel == "tcg"
@@ -125,6 +144,7 @@ def test_without_permission_the_reason_names_owner_and_remedy() -> None:
     shutil.rmtree(directory)
     assert "no permission" in said.stdout, said
     assert "root:root" in said.stdout
+    assert "adduser" not in said.stdout, "nobody is to be put into group root"
 
 
 def test_tcg_asks_nothing(tmp_path: Path) -> None:
