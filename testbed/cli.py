@@ -1,16 +1,18 @@
 """The `testbed` command. Parses, calls the library, prints; decides nothing itself.
 
-Every error a user can cause or meet ends as one message and exit code 1 (2 for wrong usage, 130 for Ctrl-C).
+Every error a user can cause or meet ends as one message and exit code 1 (2 for wrong usage, 128 + n for signal n, so
+130 for Ctrl-C). Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,7 +28,10 @@ from testbed.progress import Steps
 from testbed.qemu_args import DEFAULT_QEMU, format_args, path_wiring, qemu_args
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import FrameType
+
+    from testbed.qemu_args import VmSpec
 
 app = typer.Typer(help="Virtual machines that talk through shared memory: boot, transfer, measure.",
                   no_args_is_help=True, pretty_exceptions_enable=False,
@@ -51,11 +56,9 @@ def _out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _dry_run(names: list[str], accel: str, qemu: str, **fields: Any) -> None:  # noqa: ANN401 - any field of VmSpec
-    with Testbed(accel=_wish(accel), qemu=qemu, notify=Steps().say) as bed:
-        for name in names:
-            spec = bed.spec(name, **fields)
-            _out(format_args(qemu_args(spec, path_wiring(str(bed.run.directory), name))))
+def _print_commands(specs: Iterable[VmSpec]) -> None:
+    for spec in specs:
+        _out(format_args(qemu_args(spec, path_wiring(".", spec.name))))
 
 
 @app.command("demo")
@@ -68,10 +71,12 @@ def demo_command(
     dry_run: DryRun = False,
 ) -> None:
     """Send a real file between two VMs through shared memory and over TCP, and measure both."""
+    steps = Steps(quiet=quiet)
     if dry_run:
-        _dry_run(["front", "back"], accel, qemu)
+        with Testbed(accel=_wish(accel), qemu=qemu, notify=steps.say) as bed:
+            _print_commands(demo.specs(bed, demo.file_to_send(file, bed)[1]))
         return
-    report = demo.run(file, Steps(quiet=quiet), accel=_wish(accel), qemu=qemu)
+    report = demo.run(file, steps, accel=_wish(accel), qemu=qemu)
     if as_json:
         _out(report.as_json())
     else:
@@ -93,11 +98,14 @@ def transfer(
     dry_run: DryRun = False,
 ) -> None:
     """Boot two VMs and send a file of any size from one to the other; its checksum is verified at both ends."""
-    if dry_run:
-        _dry_run([source, target], accel, qemu)
-        return
     job = ship.Job(file, source, target, path=path, save=save, tcp=tcp)
-    done = ship.run(job, Steps(quiet=quiet), accel=_wish(accel), qemu=qemu)
+    steps = Steps(quiet=quiet)
+    if dry_run:
+        size = ship.check(job)
+        with Testbed(accel=_wish(accel), qemu=qemu, notify=steps.say) as bed:
+            _print_commands(ship.specs(bed, job, size, Path("scratch.raw")))
+        return
+    done = ship.run(job, steps, accel=_wish(accel), qemu=qemu)
     if as_json:
         _out(json.dumps(dataclasses.asdict(done) | {"rate": done.rate}, indent=2))
     else:
@@ -116,25 +124,39 @@ def accel(
     _out(json.dumps(dataclasses.asdict(verdict), indent=2) if as_json else str(verdict))
 
 
+class Ended(BaseException):
+    """A signal asks for the end. Not KeyboardInterrupt: typer would make that an exit of its own, without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
 def _ended(number: int, _frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does: through the context managers that clean up."""
-    raise KeyboardInterrupt(signal.Signals(number).name)
+    """SIGINT, SIGTERM and SIGHUP all end the command through the context managers that clean up."""
+    raise Ended(number)
+
+
+def _fail(text: str, code: int = 1) -> SystemExit:
+    sys.stderr.write(text + "\n")
+    return SystemExit(code)
 
 
 def main() -> None:
     """Entry point of the `testbed` command."""
-    signal.signal(signal.SIGTERM, _ended)
-    signal.signal(signal.SIGHUP, _ended)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _ended)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=False)
+        app()
     except (TestbedError, images.ImageError, HostError, IdcError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; everything that was started is ended\n")
-        raise SystemExit(130) from None
+        raise _fail(f"error: {error}") from None
+    except OSError as error:  # of this machine: a full disk, a directory that may not be written
+        raise _fail(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}") from None
+    except Ended as ended:
+        raise _fail(f"interrupted ({ended}); everything that was started is ended", ended.exit_code) from None
 
 
 if __name__ == "__main__":

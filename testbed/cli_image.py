@@ -1,4 +1,4 @@
-"""`testbed image`: build, list, show, prune. May import typer, rich and `images`."""
+"""`testbed image`: build, list, show, prune. May import typer and `images`; errors are told by `testbed.cli.main`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def _say(text: str) -> None:
     typer.echo(f"image: {text}", err=True)
 
 
-def _fail(error: images.ImageError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)
-
-
 def _as_json(image: images.Image) -> dict[str, Any]:
     files = {"kernel": image.kernel, "initrd": image.initrd, "rootfs": image.rootfs, "kernel_deb": image.kernel_deb}
     return {**image.manifest, "label": image.label, "files": {name: str(path) for name, path in files.items()}}
@@ -45,10 +40,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build the image if it is not there yet, and print where it is."""
-    try:
-        image = images.ensure(progress=_say, mirrors=tuple(mirror or ()), refresh=refresh)
-    except images.ImageError as error:
-        raise _fail(error) from error
+    image = images.ensure(progress=_say, mirrors=tuple(mirror or ()), refresh=refresh)
     if as_json:
         _print_json(_as_json(image))
     else:
@@ -58,10 +50,7 @@ def build(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the images in the cache, the one used last first."""
-    try:
-        found = images.list_images()
-    except images.ImageError as error:
-        raise _fail(error) from error
+    found = images.list_images()
     if as_json:
         _print_json([_as_json(image) for image in found])
         return
@@ -76,10 +65,7 @@ def list_(as_json: Json = False) -> None:
 def show(label: Annotated[str, typer.Argument(help="NAME-HASH, or the start of it or of the hash.")] = "",
          as_json: Json = False) -> None:
     """Show what is in an image (by default the one used last)."""
-    try:
-        image = images.show(label)
-    except images.ImageError as error:
-        raise _fail(error) from error
+    image = images.show(label)
     if as_json:
         _print_json(_as_json(image))
         return
@@ -99,8 +85,5 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Empty the cache, downloaded packages too.")] = False,
 ) -> None:
     """Remove old images and the parts only they were made from."""
-    try:
-        removed, freed = images.prune(keep=keep, everything=everything, progress=_say)
-    except images.ImageError as error:
-        raise _fail(error) from error
+    removed, freed = images.prune(keep=keep, everything=everything, progress=_say)
     typer.echo(f"removed {len(removed)} items, freed {freed / _MIB:.0f} MiB")

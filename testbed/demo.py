@@ -11,23 +11,25 @@ import platform
 import re
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from testbed.bed import Testbed
-from testbed.errors import TestbedError
-from testbed.transfer import OverRegion, OverTcp, Transferred, transfer
+from testbed.errors import SpecError, TestbedError
+from testbed.qemu_args import DEFAULT_QEMU
+from testbed.transfer import OverRegion, OverTcp, Transferred, file_size, transfer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from host.region import Region
     from testbed.accel import Wish
     from testbed.progress import Steps
+    from testbed.qemu_args import VmSpec
     from testbed.vm import Vm
 
 SOCKPERF_PORT, SOCKPERF_SECONDS = 7001, 2
@@ -95,37 +97,34 @@ class Report:
         return json.dumps(asdict(self) | {"results": rows}, indent=2)
 
 
-def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str | None = None) -> Report:
+def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str = DEFAULT_QEMU) -> Report:
     """Do all of it.
 
     Args:
         file: what to send; None for the Debian kernel package that the image was built from.
         steps: where progress is shown.
         accel: see `testbed.accel`.
-        qemu: QEMU binary, None for the one in PATH.
+        qemu: QEMU binary.
 
     Raises:
+        SpecError: the file cannot be sent, or is too large for the guests' memory.
         TestbedError: something failed; everything that was started is ended.
     """
-    options: dict[str, Any] = {"qemu": qemu} if qemu else {}
-    with Testbed(accel=accel, notify=steps.say, **options) as bed:
+    if file is not None:
+        file_size(file)  # before the image is built for nothing
+    with Testbed(accel=accel, qemu=qemu, notify=steps.say) as bed:
         steps.say(f"accelerator: {bed.verdict.accel} ({bed.verdict.reason})")
-        source = file or bed.image.kernel_deb
-        if not source.is_file():
-            raise DemoFailed(f"{source} is not a file")
-        size = source.stat().st_size
+        source, size = file_to_send(file, bed)
         report = Report(bed.verdict.accel, bed.verdict.reason, source.name, size, host=_host(bed))
-        memory = max(512, SPARE_MIB + 4 * (size >> 20))
         started = time.monotonic()
         with steps.wait("booting front and back"):
-            front, back = bed.boot(bed.spec("front", memory_mib=memory), bed.spec("back", memory_mib=memory),
-                                   network=True)
+            front, back = bed.boot(*specs(bed, size), network=True)
         steps.say(f"booted front and back in {time.monotonic() - started:.1f} s")
         assert bed.network is not None
         report.network = bed.network.description
         link = bed.link(front, back)
         steps.say(f"region {link.name!r}: {link.header.size >> 20} MiB, plugged into front and back and nobody else")
-        sent, returned, copy = f"/tmp/{source.name}", f"/tmp/{source.name}.returned", "/tmp/copy"
+        sent, copy, returned = "/tmp/sent", "/tmp/copy", "/tmp/returned"
         with steps.bar(f"{source.name} into front", size) as bar:
             front.push(source, sent, progress=lambda done, _: bar(done))
         _files(report, front, back, (sent, copy, returned), link, bed, steps)
@@ -134,6 +133,31 @@ def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str | No
         with steps.wait("the same over TCP (sockperf, iperf3)"):
             _measure_tcp(report, front, back, bed.network.members[1].address)
         return report
+
+
+def file_to_send(file: Path | None, bed: Testbed) -> tuple[Path, int]:
+    """The file, by default the kernel package that the image was built from, and its bytes. Raises SpecError."""
+    source = file or bed.image.kernel_deb
+    size = file_size(source)
+    # It lies in tmpfs: sent and returned in the one guest, the copy in the other.
+    needed, free = (3 * size >> 20) + 2 * SPARE_MIB, _available_mib()
+    if needed > free:
+        raise SpecError(f"the guests hold the file in their memory: {source} has {size >> 20} MiB and would "
+                        f"need {needed} MiB of this machine's memory, of which {free} MiB are free",
+                        hint="`testbed transfer` sends a file of any size, from disk to disk")
+    return source, size
+
+
+def _available_mib() -> int:
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found is not None, "every Linux since 3.14 has it"
+    return int(found.group(1)) >> 10
+
+
+def specs(bed: Testbed, size: int) -> tuple[VmSpec, VmSpec]:
+    """The two VMs for a file of `size` bytes."""
+    memory = max(512, SPARE_MIB + 4 * (size >> 20))
+    return bed.spec("front", memory_mib=memory), bed.spec("back", memory_mib=memory)
 
 
 def _host(bed: Testbed) -> dict[str, str]:
@@ -208,12 +232,12 @@ def parse_sockperf(text: str) -> Row:
 
 def show(report: Report, console: Console) -> None:
     """Print a report: two tables, and what they were measured under."""
-    console.print(f"\n[bold]{report.file}[/]\n{report.size / 1e6:.1f} MB, SHA-256 {report.sha256[:16]}... "
+    console.print(f"\n[bold]{escape(report.file)}[/]\n{report.size / 1e6:.1f} MB, SHA-256 {report.sha256[:16]}... "
                   "the same at every stop\n")
     console.print(_rates(report))
     console.print(_round_trips(report))
-    console.print(f"accelerator {report.accel}: {report.accel_reason}")
-    console.print(f"network {report.network}")
+    console.print(f"accelerator {report.accel}: {report.accel_reason}", markup=False, soft_wrap=True)
+    console.print(f"network {report.network}", markup=False, soft_wrap=True)
     console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
 
 

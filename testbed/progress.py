@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ class Steps:
     def say(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            self.console.print(text)
+            # as it is: a name may hold [brackets], and a line that is cut in pieces cannot be searched for
+            self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def wait(self, title: str) -> Iterator[None]:
@@ -42,7 +44,7 @@ class Steps:
         if self._quiet:
             yield
         elif self.console.is_terminal:
-            with self.console.status(title):
+            with self.console.status(Text(title)):
                 yield
         else:
             self.say(f"{title} ...")
@@ -71,6 +73,6 @@ class Steps:
             yield update
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         return Progress(*columns, console=self.console, transient=True,
                         disable=self._quiet or not self.console.is_terminal)

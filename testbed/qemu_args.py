@@ -30,6 +30,15 @@ devices given to user space (VFIO) pay for translation.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
+def check_name(name: str) -> None:
+    """Raise SpecError if a VM cannot have this name, which becomes a host name and part of file names."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"{name!r} cannot be the name of a VM",
+            hint='use lower-case letters, digits and "-", 32 characters at most',
+        )
+
+
 @dataclass(frozen=True)
 class Nic:
     """One network interface: `netdev` is QEMU's -netdev text without its id, such as "tap,fd=9".
@@ -101,11 +110,7 @@ class VmSpec:
         return cls(name, **{**paths, "boot_args": tuple(image.kernel_arguments), **fields})
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise SpecError(
-                f"{self.name!r} cannot be the name of a VM",
-                hint='use lower-case letters, digits and "-", 32 characters at most',
-            )
+        check_name(self.name)
         for what, value, least in (
             ("cpus", self.cpus, 1),
             ("memory", self.memory.mib, 64),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from testbed.bed import MIB, Testbed
 from testbed.errors import SpecError
-from testbed.qemu_args import Disk, VmSpec
-from testbed.transfer import OverRegion, OverTcp, Transferred, transfer
+from testbed.qemu_args import Disk, VmSpec, check_name
+from testbed.transfer import OverRegion, OverTcp, Transferred, file_size, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,32 @@ class Job:
     tcp: bool = False
 
 
+def check(job: Job) -> int:
+    """What can be known to be wrong before anything is booted. Returns the file's bytes, raises SpecError."""
+    check_name(job.source)
+    check_name(job.target)
+    if job.source == job.target:
+        raise SpecError(f"--from and --to are both {job.source!r}")
+    if job.save is not None:
+        if job.save.is_dir():
+            raise SpecError(f"--save {job.save} is a directory", hint="name the file")
+        if not os.access(job.save.parent, os.W_OK | os.X_OK):
+            raise SpecError(f"--save {job.save}: {job.save.parent} is no directory that this user may write in")
+    return file_size(job.file)
+
+
+def specs(bed: Testbed, job: Job, size: int, scratch: Path | None) -> tuple[VmSpec, VmSpec]:
+    """The sending and the receiving VM. A file above IN_MEMORY is a disk of the one, `scratch` one of the other."""
+    on_disk = size > IN_MEMORY
+    memory = 256 + (0 if on_disk else 3 * size >> 20)
+    sending, receiving = (bed.spec(name, memory_mib=memory) for name in (job.source, job.target))
+    if not on_disk:
+        return sending, receiving
+    assert scratch is not None
+    return (dataclasses.replace(sending, disks=(Disk(job.file.resolve(), readonly=True),)),
+            dataclasses.replace(receiving, disks=(Disk(scratch),)))
+
+
 def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferred:
     """Boot, send, verify, end everything.
 
@@ -62,20 +88,13 @@ def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferr
         SpecError: the file cannot be sent, or there is no room for it here.
         TransferFailed: it did not arrive; both ends' reasons.
     """
-    if not job.file.is_file():
-        raise SpecError(f"{job.file} is not a file")
-    if job.source == job.target:
-        raise SpecError(f"--from and --to are both {job.source!r}")
-    size = job.file.stat().st_size
+    size = check(job)
     on_disk = size > IN_MEMORY
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_scratch(size)) if on_disk else None
         bed = stack.enter_context(Testbed(accel=accel, qemu=qemu, notify=steps.say))
         steps.say(f"accelerator: {bed.verdict.accel} ({bed.verdict.reason})")
-        memory = 256 + (3 * size >> 20 if not on_disk else 0)
-        sending, receiving = (bed.spec(name, memory_mib=memory) for name in (job.source, job.target))
-        if scratch is not None:
-            sending, receiving = _with_disks(job, scratch, sending, receiving)
+        sending, receiving = specs(bed, job, size, scratch)
         with steps.wait(f"booting {job.source} and {job.target}"):
             source, target = bed.boot(sending, receiving, network=job.tcp)
         path = f"/tmp/{job.file.name}"
@@ -86,7 +105,9 @@ def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferr
         else:
             with steps.bar(f"{job.file.name} into {job.source}", size) as bar:
                 source.push(job.file, path, progress=lambda done, _: bar(done))
-        landed = job.path or f"{SCRATCH if on_disk else '/tmp'}/{job.file.name}"
+        landed = job.path or (SCRATCH if on_disk else "/tmp")
+        if target.execute(["test", "-d", landed]).exit_code == 0:
+            landed = f"{landed.rstrip('/')}/{job.file.name}"  # a disk does not know its file's name
         over: OverRegion | OverTcp
         if job.tcp:
             assert bed.network is not None
@@ -100,15 +121,14 @@ def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferr
         return dataclasses.replace(done, name=job.file.name)
 
 
-def _with_disks(job: Job, scratch: Path, sending: VmSpec, receiving: VmSpec) -> tuple[VmSpec, VmSpec]:
-    return (dataclasses.replace(sending, disks=(Disk(job.file.resolve(), readonly=True),)),
-            dataclasses.replace(receiving, disks=(Disk(scratch),)))
-
-
 @contextlib.contextmanager
 def _scratch(size: int) -> Iterator[Path]:
     """A sparse file without a name, by a path that works while this process lives: nothing to clean up, ever."""
-    directory = tempfile.gettempdir()
+    try:
+        directory = tempfile.gettempdir()
+    except OSError as error:  # Python tries several, TMPDIR first
+        raise SpecError("no room for the received file: no temporary directory can be written",
+                        hint="set TMPDIR to one that can") from error
     needed = size + size // 32 + SCRATCH_SPARE
     free = shutil.disk_usage(directory).free
     if free < needed:

@@ -7,16 +7,19 @@ death of either is known at once and ends the other. Depends on `testbed.vm` and
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
+import stat
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from testbed.errors import TestbedError
+from testbed.errors import SpecError, TestbedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from testbed.agent import Process
     from testbed.vm import Vm
@@ -88,6 +91,20 @@ class Transferred:
     def rate(self) -> float:
         """Bytes a second."""
         return self.size / self.seconds if self.seconds else 0.0
+
+
+def file_size(file: Path) -> int:
+    """Bytes of a file of this machine that is to be sent. Raises SpecError if it cannot be."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise SpecError(f"cannot send {file}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SpecError(f"cannot send {file}: it is {'a directory' if file.is_dir() else 'no regular file'}",
+                        hint="pack it with tar first" if file.is_dir() else "")
+    if not os.access(file, os.R_OK):
+        raise SpecError(f"cannot send {file}: this user may not read it")
+    return status.st_size
 
 
 def transfer(source: Vm, path: str, target: Vm, destination: str, over: OverRegion | OverTcp, *,
