@@ -7,6 +7,7 @@ emptied by write(2) in place, so a byte is copied once at each side. TCP: one so
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -16,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from idc.errors import IdcError, PeerGoneError, TimedOutError
+from idc.transfer import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,17 +27,20 @@ if TYPE_CHECKING:
 
 #: Longest note, bytes of JSON.
 NOTE_LIMIT = 4000
+#: Most bytes of JSON for one character: two escapes, \\ud83d\\ude00.
+LONGEST_ESCAPE = 12
 #: Bytes per system call of the bulk path. Long enough to hide Python, short enough that both sides work at once.
 STEP = 256 << 10
 
 
-def encode_note(note: Note) -> bytes:
-    """A note as JSON; reasons too long for a message are cut, not refused."""
+def encode_note(note: Note, limit: int = NOTE_LIMIT) -> bytes:
+    """A note as JSON of at most `limit` bytes; reasons too long for that are cut, not refused."""
     text = json.dumps(note).encode()
-    if len(text) > NOTE_LIMIT and "reason" in note:
-        text = json.dumps(note | {"reason": str(note["reason"])[:500]}).encode()
-    if len(text) > NOTE_LIMIT:
-        raise IdcError(f"a note of {len(text)} bytes is longer than {NOTE_LIMIT}")
+    if len(text) > limit and "reason" in note:
+        room = limit - len(json.dumps(note | {"reason": ""}))
+        text = json.dumps(note | {"reason": str(note["reason"])[:room // LONGEST_ESCAPE]}).encode()
+    if len(text) > limit:
+        raise IdcError(f"a note of {len(text)} bytes is longer than {limit}")
     return text
 
 
@@ -43,7 +48,7 @@ def decode_note(data: bytes) -> Note:
     """Parse what a peer sent; anything but a JSON object is its error."""
     try:
         note = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IdcError(f"the peer sent a note that is not JSON: {data[:80]!r}") from error
     if not isinstance(note, dict):
         raise IdcError(f"the peer sent a note that is no object: {data[:80]!r}")
@@ -59,7 +64,8 @@ class ChannelConduit:
 
     def send_note(self, note: Note, timeout: float) -> None:
         """See `idc.transfer.Conduit`."""
-        self._notes.sender.send(encode_note(note), timeout=timeout)
+        sender = self._notes.sender
+        sender.send(encode_note(note, min(NOTE_LIMIT, sender.max_message)), timeout=timeout)
 
     def receive_note(self, timeout: float) -> Note:
         """See `idc.transfer.Conduit`."""
@@ -74,7 +80,7 @@ class ChannelConduit:
                   span.memory[:min(STEP, size - sent)] as view):
                 count = os.preadv(fd, [view], sent)
                 if count == 0:
-                    raise IdcError(f"the file ended at {sent} of {size} bytes")
+                    raise TransferError(f"the file shrank to {sent} of {size} bytes while it was sent")
                 span.commit(count)
             sent += count
             progress(sent)
@@ -115,16 +121,20 @@ class SocketConduit:
 
     def receive_note(self, timeout: float) -> Note:
         """See `idc.transfer.Conduit`."""
-        self._socket.settimeout(timeout)
-        (length,) = struct.unpack("<I", self._exactly(4))
+        deadline = time.monotonic() + timeout
+        (length,) = struct.unpack("<I", self._exactly(4, deadline))
         if length > NOTE_LIMIT:
             raise IdcError(f"the peer announces a note of {length} bytes, the limit is {NOTE_LIMIT}")
-        return decode_note(self._exactly(length))
+        return decode_note(self._exactly(length, deadline))
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, deadline: float) -> bytes:
         data = b""
         with _as_idc_errors():
             while len(data) < count:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(left)
                 more = self._socket.recv(count - len(data))
                 if not more:
                     raise PeerGoneError("the peer closed the connection")
@@ -147,7 +157,7 @@ class SocketConduit:
                 with contextlib.suppress(BlockingIOError):
                     count = os.sendfile(self._socket.fileno(), fd, sent, min(size - sent, 4 * STEP))
                     if count == 0:
-                        raise IdcError(f"the file ended at {sent} of {size} bytes")
+                        raise TransferError(f"the file shrank to {sent} of {size} bytes while it was sent")
                     sent += count
                     deadline = time.monotonic() + timeout
                     progress(sent)
@@ -156,16 +166,16 @@ class SocketConduit:
         """See `idc.transfer.Conduit`."""
         self._socket.settimeout(timeout)
         buffer, got = memoryview(bytearray(STEP)), 0
-        with _as_idc_errors():
-            while got < size:
+        while got < size:
+            with _as_idc_errors():
                 count = self._socket.recv_into(buffer[:min(STEP, size - got)])
-                if count == 0:
-                    raise PeerGoneError(f"the sender closed the connection at {got} of {size} bytes")
-                written = 0
-                while written < count:
-                    written += os.write(fd, buffer[written:count])
-                got += count
-                progress(got)
+            if count == 0:
+                raise PeerGoneError(f"the sender closed the connection at {got} of {size} bytes")
+            written = 0
+            while written < count:
+                written += os.write(fd, buffer[written:count])
+            got += count
+            progress(got)
 
     def refuse_bulk(self) -> None:
         """See `idc.transfer.Conduit`."""
@@ -174,11 +184,16 @@ class SocketConduit:
             self._socket.shutdown(socket.SHUT_RD)
 
 
+_NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+
+
 class _as_idc_errors(contextlib.AbstractContextManager[None]):
-    """Turn a socket's errors into the library's; the file's own OSErrors (ENOSPC) pass through."""
+    """Turn a socket's errors into the library's; the library's own and the file's (EIO) pass through."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, IdcError):
+            return
         if isinstance(error, TimeoutError):
             raise TimedOutError("the peer sent or took nothing in time") from error
-        if isinstance(error, ConnectionError):
+        if isinstance(error, OSError) and (isinstance(error, ConnectionError) or error.errno in _NO_WAY):
             raise PeerGoneError(f"the connection broke: {error.strerror}") from error

@@ -108,7 +108,8 @@ def test_unknown_names_are_refused_and_the_connection_goes_on() -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\0", b"[]", b"{}", b'{"fds": "x"}', b'{"fds": -1}', b'{"fds": 1e9}', b'{"fds": 3}', b"x" * 100_000, b"[" * 100_000],
+    [b"\0", b"[]", b"{}", b'{"fds": "x"}',
+     b'{"fds": -1}', b'{"fds": 1e9}', b'{"fds": 3}', b"x" * 100_000, b"[" * 100_000],
 )
 def test_garbage_ends_its_own_connection_only(garbage: bytes) -> None:
     with holding() as (path, process):

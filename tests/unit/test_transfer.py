@@ -10,6 +10,8 @@ import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +19,11 @@ from support import local_region
 
 from idc.channel import ByteChannel, MessageChannel
 from idc.conduit import NOTE_LIMIT, ChannelConduit, SocketConduit, decode_note, encode_note
-from idc.errors import IdcError, PeerGoneError
+from idc.errors import IdcError, PeerGoneError, TimedOutError
 from idc.transfer import Conduit, Outcome, TransferError, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @contextmanager
@@ -173,12 +174,162 @@ def test_sender_gone_half_way_leaves_nothing(
     assert names(tmp_path / "in") == []
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a\0b", 7, None])
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a\0b", 7, None, "x" * 256, "\ud800"])
 def test_unusable_names_are_refused(
         tmp_path: Path, conduits: tuple[Conduit, Conduit], name: object) -> None:
     conduits[0].send_note({"note": "offer", "name": name, "size": 1, "sha256": "0" * 64}, 5)
     with pytest.raises(TransferError, match="unusable name"):
         receive(conduits[1], tmp_path)
+    assert "unusable name" in conduits[0].receive_note(5)["reason"]  # and the sender is told
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 70, 1.5, True, None])
+def test_unusable_sizes_are_refused(tmp_path: Path, conduits: tuple[Conduit, Conduit], size: object) -> None:
+    conduits[0].send_note({"note": "offer", "name": "f", "size": size, "sha256": "0" * 64}, 5)
+    with pytest.raises(TransferError, match=r"unusable size|no space left"):
+        receive(conduits[1], tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "new\nline", "-rf", "\u00fc" * 127, "\U0001f600" * 63, "not\udcffutf8", "a'b\"$(c)"])
+def test_any_name_a_file_can_have_arrives(tmp_path: Path, conduits: tuple[Conduit, Conduit], name: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / name).write_bytes(b"content")
+    sent, got = both(lambda: send(conduits[0], tmp_path / name), lambda: receive(conduits[1], tmp_path / "in"))
+    assert (sent.name, got.name) == (name, name)
+    assert names(tmp_path / "in") == [name]
+
+
+def test_pipes_devices_and_files_without_a_size_are_refused(conduits: tuple[Conduit, Conduit], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for source in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/zero")):
+        with pytest.raises(TransferError, match="is not a regular file"):
+            send(conduits[0], source)
+    with pytest.raises(TransferError, match="content but no size"):
+        send(conduits[0], Path("/proc/self/status"))
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, conduits: tuple[Conduit, Conduit]) -> None:
+    source = tmp_path / "data"
+    source.write_bytes(b"x")
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "in", tmp_path / "pipe"):
+        sent, got = both(lambda: send(conduits[0], source), partial(receive, conduits[1], target))
+        assert "exists and is no regular file" in str(sent)
+        assert "exists and is no regular file" in str(got)
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["data", "in", "pipe"]
+
+
+def test_a_missing_directory_and_one_that_is_a_file_are_told_to_both(
+        tmp_path: Path, conduits: tuple[Conduit, Conduit]) -> None:
+    source = tmp_path / "data"
+    source.write_bytes(b"x")
+    for target in (tmp_path / "none" / "f", source / "f"):
+        sent, got = both(lambda: send(conduits[0], source), partial(receive, conduits[1], target))
+        assert f"{target.parent} is no directory" in str(sent)
+        assert f"{target.parent} is no directory" in str(got)
+    sent, got = both(lambda: send(conduits[0], source), lambda: receive(conduits[1], tmp_path / ("x" * 300)))
+    assert "File name too long" in str(sent)
+    assert isinstance(got, TransferError)
+    assert names(tmp_path) == ["data"]
+
+
+def test_a_read_only_file_system_is_called_that(tmp_path: Path, conduits: tuple[Conduit, Conduit],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").write_bytes(b"x")
+    fields = list(os.statvfs(tmp_path))
+    fields[4], fields[8] = 0, os.ST_RDONLY  # f_bavail, f_flag: as erofs says
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    sent, _ = both(lambda: send(conduits[0], tmp_path / "data"), lambda: receive(conduits[1], tmp_path / "in"))
+    assert "read-only file system" in str(sent)
+
+
+def test_a_file_system_without_nameless_files_will_do(
+        tmp_path: Path, conduits: tuple[Conduit, Conduit], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def overlay(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", overlay)
+    (tmp_path / "data").write_bytes(b"x" * 10_000)
+    (tmp_path / "in").mkdir()
+    both(lambda: send(conduits[0], tmp_path / "data"), lambda: receive(conduits[1], tmp_path / "in"))
+    assert names(tmp_path / "in") == ["data"]
+    monkeypatch.setattr("idc.transfer._digest", lambda *_: "0" * 64)
+    conduits[0].send_note({"note": "offer", "name": "data", "size": 0, "sha256": "1" * 64}, 5)
+    with pytest.raises(TransferError, match="checksum"):
+        receive(conduits[1], tmp_path / "in")
+    assert names(tmp_path / "in") == ["data"]  # nothing half-made stays
+
+
+@pytest.mark.parametrize("change", ["shrinks", "grows", "is written over"])
+def test_a_file_that_changes_while_it_is_sent(
+        tmp_path: Path, conduits: tuple[Conduit, Conduit], change: str) -> None:
+    source, size = tmp_path / "data", 3_000_000
+    source.write_bytes(os.urandom(size))
+    before = source.read_bytes()
+    (tmp_path / "in").mkdir()
+
+    def act(phase: str, done: int, _size: int) -> None:
+        if phase == "checksum" and done == size:
+            if change == "grows":
+                with source.open("ab") as file:
+                    file.write(b"more")
+            elif change == "shrinks":
+                os.truncate(source, 100_000)
+            else:
+                with source.open("r+b") as file:
+                    file.write(b"x" * 1000)
+
+    sent, got = both(lambda: send(conduits[0], source, act), lambda: receive(conduits[1], tmp_path / "in", stall=1))
+    if change == "grows":
+        assert sent.size == got.size == size
+        assert (tmp_path / "in" / "data").read_bytes() == before
+        return
+    assert isinstance(sent, TransferError)
+    assert ("shrank to 100000 of 3000000" if change == "shrinks" else "did it change") in str(sent)
+
+
+@pytest.mark.parametrize("claims", [[0], [5, 5], [5, 4], [7, 11], ["x"], [[]], [None], [1.5]])
+def test_a_receiver_that_verifies_for_ever_is_left(
+        tmp_path: Path, conduits: tuple[Conduit, Conduit], claims: list[object]) -> None:
+    (tmp_path / "data").write_bytes(b"0123456789")
+
+    def claim() -> Outcome:
+        conduits[1].receive_note(5)
+        conduits[1].send_note({"note": "accept"}, 5)
+        with open(os.devnull, "wb") as null:
+            conduits[1].receive_bulk(null.fileno(), 10, lambda _: None, 5)
+        conduits[1].send_note({"note": "landed"}, 5)
+        for done in claims:
+            conduits[1].send_note({"note": "working", "done": done}, 5)
+        return Outcome("", 0, "", None)
+
+    sent, _ = both(lambda: send(conduits[0], tmp_path / "data", stall=5), claim)
+    assert "claims to have verified" in str(sent)
+
+
+def test_a_sender_that_falls_silent_is_no_failed_write(tmp_path: Path, conduits: tuple[Conduit, Conduit]) -> None:
+    conduits[0].send_note({"note": "offer", "name": "f", "size": 1000, "sha256": "0" * 64}, 5)
+    with pytest.raises(TimedOutError, match="in time") as caught:
+        receive(conduits[1], tmp_path, stall=0.05)
+    assert "write" not in str(caught.value)
+    assert conduits[0].receive_note(5) == {"note": "accept"}
+    assert conduits[0].receive_note(5)["note"] == "failed"
+
+
+def test_a_reason_reaches_a_terminal_without_control_characters(
+        tmp_path: Path, conduits: tuple[Conduit, Conduit]) -> None:
+    (tmp_path / "data").write_bytes(b"x")
+    conduits[1].send_note({"note": "failed", "reason": "\x1b[2J gone"}, 5)
+    with pytest.raises(TransferError, match=r"gave up: \?\[2J gone"):
+        send(conduits[0], tmp_path / "data")
 
 
 def test_missing_file_is_one_clear_line(conduits: tuple[Conduit, Conduit], tmp_path: Path) -> None:
@@ -200,12 +351,14 @@ def test_oversized_note_is_refused(sockets: tuple[SocketConduit, SocketConduit])
 
 
 def test_long_reasons_are_cut_and_other_long_notes_refused() -> None:
-    assert len(encode_note({"note": "failed", "reason": "x" * 10_000})) < NOTE_LIMIT
+    for letter in "x\u00fc\U0001f600":
+        for limit in (NOTE_LIMIT, 1016):
+            assert limit // 20 < len(encode_note({"note": "failed", "reason": letter * 10_000}, limit)) <= limit
     with pytest.raises(IdcError, match="longer than"):
         encode_note({"note": "x" * 10_000})
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"7", b"{"])
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"7", b"{", b"[" * NOTE_LIMIT])
 def test_notes_that_are_no_objects(data: bytes) -> None:
     with pytest.raises(IdcError):
         decode_note(data)
