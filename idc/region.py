@@ -11,6 +11,7 @@ import os
 import select
 from typing import TYPE_CHECKING, Self
 
+from idc.errors import MisuseError
 from idc.layout import HEADER_BYTES, LayoutError, RegionHeader, parse_header
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Region:
         release: called once by `close`, after the mapping is gone, to give back what stands behind it.
 
     Raises:
-        LayoutError: the header page is not valid, or speaks a protocol that this library does not.
+        LayoutError: the header page is not valid, speaks a protocol that this library does not, or names vectors that
+            this member does not have.
     """
 
     def __init__(self, memory: mmap.mmap, member: int | None, events: Sequence[int], bell: BellMaker,
@@ -52,6 +54,10 @@ class Region:
         if not self.header.protocol_min <= PROTOCOL <= self.header.protocol_max:
             raise LayoutError(f"region {self.header.name!r} speaks protocol {self.header.protocol_min} to "
                               f"{self.header.protocol_max}, this library speaks {PROTOCOL}")
+        if member is not None and len(events) < self.header.vectors:
+            # a page that another member wrote over must not lead beyond the vectors that are there
+            raise LayoutError(f"region {self.header.name!r} promises {self.header.vectors} vectors to each member, "
+                              f"here are {len(events)}")
         self.member = member
         self.events = tuple(events)
         self._bell = bell
@@ -63,12 +69,20 @@ class Region:
         return self._bell(member, vector)
 
     def close(self) -> None:
-        """Unmap and release. Rings and channels on the region must be closed before. Idempotent."""
+        """Unmap and release. Idempotent.
+
+        Raises:
+            MisuseError: a ring, channel, bell or view still uses the mapping; close that, then call again.
+        """
         if self._closed:
             return
+        try:
+            self.memory.close()
+            self._release()
+        except BufferError as error:
+            raise MisuseError(f"region {self.header.name!r} is closed while a ring, channel, bell or view of it is "
+                              "open") from error
         self._closed = True
-        self.memory.close()
-        self._release()
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import threading
@@ -13,13 +14,13 @@ from support import LocalRegion, local_region
 
 from idc import layout
 from idc.channel import ByteChannel, Handshake, MessageChannel, SideState
-from idc.errors import NotConnectedError, PeerGoneError, TimedOutError
-from idc.ring import load_u64, store_u64
+from idc.errors import MisuseError, NotConnectedError, PeerGoneError, TimedOutError
+from idc.region import Region
+from idc.ring import Bell, load_u64, store_u64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from idc.region import Region
     from idc.words import Memory
 
 
@@ -197,6 +198,28 @@ def test_a_new_incarnation_with_an_old_epoch_can_still_connect(local: LocalRegio
     local.present(1, 2)
     theirs.step()
     assert mine.step() == (True, True)
+
+
+def test_a_page_that_names_more_vectors_than_there_are_is_refused(local: LocalRegion) -> None:
+    os.pwrite(local.memfd, struct.pack("<I", 200), 268)  # `vectors`
+    with pytest.raises(layout.LayoutError, match="promises 200 vectors to each member, here are 5"):
+        local.join(0)
+
+
+def test_a_region_in_use_can_be_closed_later(local: LocalRegion) -> None:
+    released: list[bool] = []
+    memory = mmap.mmap(local.memfd, local.header.size)
+    region = Region(memory, 0, local.events[0], lambda _, vector: Bell.eventfd(local.events[1][vector]),
+                    lambda: released.append(True))
+    channel = MessageChannel(region, "notes")
+    with pytest.raises(MisuseError, match="'local' is closed while a ring"):
+        region.close()
+    assert not released
+    channel.close()
+    region.close()
+    region.close()
+    assert released == [True]
+    assert memory.closed
 
 
 def test_a_region_of_another_protocol_is_refused(local: LocalRegion) -> None:
