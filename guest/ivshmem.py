@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from idc.ring import Bell
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 VENDOR_DEVICE = ("0x1af4", "0x1110")
 IV_POSITION = 8
@@ -37,11 +37,18 @@ class RegionNotFoundError(VfioError):
     """No ivshmem device of this machine carries the region; the text lists what is there."""
 
 
+class RegionUnusableError(VfioError):
+    """The region was found, but speaks another protocol, or promises vectors that its device does not have."""
+
+
 def addresses() -> list[str]:
     """PCI addresses of all ivshmem devices, in bus order."""
     found = []
     for device in sorted(SYSFS_DEVICES.iterdir()):
-        ids = tuple((device / name).read_text().strip() for name in ("vendor", "device"))
+        try:
+            ids = tuple((device / name).read_text().strip() for name in ("vendor", "device"))
+        except OSError:  # unplugged since it was listed: it is not there, which is the answer
+            continue
         if ids == VENDOR_DEVICE:
             found.append(device.name)
     return found
@@ -51,8 +58,10 @@ def open_region(name: str, timeout: float = 10.0) -> Region:
     """Open the region called `name`, waiting up to `timeout` seconds for its device to be plugged.
 
     Raises:
-        RegionNotFoundError: no device carries it; the text says what the devices there do carry.
-        VfioError: the device is there but cannot be opened.
+        RegionNotFoundError: no device carries it; the text says what the devices there do carry, or why one could not
+            be opened. (That does not end the wait: a device that comes or goes fails in many ways, and another may be
+            the right one.)
+        RegionUnusableError: the region is there, and its header page is not for this library or this device.
     """
     deadline = time.monotonic() + timeout
     with _uevents() as events:
@@ -92,8 +101,12 @@ def _scan(name: str, seen: list[str]) -> Region | None:
         for address in addresses():
             try:
                 region = _open(address, name, seen)
+            except RegionUnusableError:
+                raise
             except DeviceBusyError:
                 seen.append(f"{address} in use")
+            except VfioError as error:
+                seen.append(str(error))
             else:
                 if region is not None:
                     return region
@@ -101,40 +114,44 @@ def _scan(name: str, seen: list[str]) -> Region | None:
 
 
 def _open(address: str, name: str, seen: list[str]) -> Region | None:
-    device = Device(address)
+    held, region = ExitStack(), None  # what is opened here belongs to the region, if there is one in the end
     try:
-        memory = device.map_bar(2)
-        try:
-            header = parse_header(memory[:HEADER_BYTES], len(memory))
-        except LayoutError as error:
-            seen.append(f"{address} without a valid header ({error})")
-        else:
-            if header.name == name:
-                return _region(device, memory)
-            seen.append(f"{address} carries {header.name!r}")
-        memory.close()
-    except BaseException:
-        device.close()
-        raise
-    device.close()
-    return None
+        region = _open_named(address, name, seen, held)
+    finally:
+        if region is None:
+            held.close()
+    return region
 
 
-def _region(device: Device, memory: mmap.mmap) -> Region:
-    if not device.vectors:  # ivshmem-plain: a read-only member, which nobody rings and which rings nobody
+def _open_named(address: str, name: str, seen: list[str], held: ExitStack) -> Region | None:
+    device = Device(address)
+    held.callback(device.close)
+    memory = held.enter_context(device.map_bar(2))
+    try:
+        header = parse_header(memory[:HEADER_BYTES], len(memory))
+    except LayoutError as error:
+        seen.append(f"{address} without a valid header ({error})")
+        return None
+    if header.name != name:
+        seen.append(f"{address} carries {header.name!r}")
+        return None
+    registers = held.enter_context(device.map_bar(0)) if device.vectors else None
+    try:
+        return _region(device, memory, registers, held.close)
+    except LayoutError as error:
+        raise RegionUnusableError(f"{address}: {error}") from error
+
+
+def _region(device: Device, memory: mmap.mmap, registers: mmap.mmap | None, release: Callable[[], None]) -> Region:
+    if registers is None:  # ivshmem-plain: a read-only member, which nobody rings and which rings nobody
         def no_bell(member: int, vector: int) -> Bell:
             raise VfioError(f"{device.address} is a read-only member: it has no doorbell "
                             f"(asked for member {member}, vector {vector})")
-        return Region(memory, None, (), no_bell, device.close)
-    registers = device.map_bar(0)
+        return Region(memory, None, (), no_bell, release)
     (member,) = struct.unpack_from("<i", registers, IV_POSITION)
 
     def bell(peer: int, vector: int) -> Bell:
         return Bell.mmio(registers, DOORBELL, peer << 16 | vector)
-
-    def release() -> None:
-        registers.close()
-        device.close()
 
     return Region(memory, member, device.vectors, bell, release)
 

@@ -95,7 +95,7 @@ def main() -> None:
         with open_region(options.region, options.timeout) as region:
             round_trips(region, options.role, options.size, options.timeout)
             stream(region, options.role, options.timeout)
-    except (IdcError, VfioError) as error:
+    except (IdcError, VfioError, OSError) as error:
         say(error=str(error))
         raise SystemExit(1) from error
 

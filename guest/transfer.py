@@ -20,7 +20,7 @@ from guest.ivshmem import open_region
 from guest.vfio import VfioError
 from idc.channel import ByteChannel, MessageChannel
 from idc.conduit import ChannelConduit, SocketConduit
-from idc.errors import IdcError
+from idc.errors import IdcError, NotConnectedError, TimedOutError
 from idc.transfer import Outcome, receive, send
 
 if TYPE_CHECKING:
@@ -71,11 +71,25 @@ def tcp_conduit(role: str, address: str, port: int, timeout: float) -> Iterator[
         with socket.create_server((address, port)) as server:
             server.settimeout(timeout)
             say(phase="listening", done=0, size=0)
-            connection, _ = server.accept()
+            try:
+                connection, _ = server.accept()
+            except TimeoutError as error:
+                raise TimedOutError(f"nobody connected to {address}:{port} within {timeout:g} s") from error
     else:
-        connection = socket.create_connection((address, port), timeout)
+        try:
+            connection = socket.create_connection((address, port), timeout)
+        except OSError as error:
+            raise NotConnectedError(f"cannot connect to {address}:{port}: {error.strerror or error}") from error
     with connection:
         yield SocketConduit(connection)
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """Argument of --tcp."""
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT")
+    return address, int(port)
 
 
 def run(conduit: Conduit, options: argparse.Namespace) -> Outcome:
@@ -92,7 +106,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="file to send, or where to put what arrives (file or directory)")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--region", help="name of the shared region")
-    way.add_argument("--tcp", metavar="ADDRESS:PORT", help="the receiver's address")
+    way.add_argument("--tcp", type=endpoint, metavar="ADDRESS:PORT", help="the receiver's address")
     parser.add_argument("--size", type=int, help="bytes to send; needed for a block device")
     parser.add_argument("--stall", type=float, default=30.0, help="seconds without progress before giving up")
     parser.add_argument("--wait", type=float, default=30.0, help="seconds to wait for the offer")
@@ -102,8 +116,8 @@ def main() -> None:
         if options.region:
             opened = region_conduit(options.region, options.timeout)
         else:
-            address, _, port = options.tcp.rpartition(":")
-            opened = tcp_conduit(options.role, address, int(port), options.timeout)
+            address, port = options.tcp
+            opened = tcp_conduit(options.role, address, port, options.timeout)
         with opened as conduit:
             outcome = run(conduit, options)
     except (IdcError, VfioError, OSError) as error:

@@ -75,8 +75,10 @@ class Device:
         self._fds: list[int] = []
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise VfioError(f"cannot open {address} through VFIO: {error}") from error
             raise
 
     def _open(self) -> None:
@@ -135,12 +137,16 @@ class Device:
         """Map a BAR; read-only when the device says it cannot be written.
 
         The mapping outlives the `Device`'s own file descriptors, so it is the caller's to close.
+        Raises VfioError.
         """
-        flags, size, offset = self._region(index)
-        if size == 0 or not flags & _REGION_MMAP:
-            raise VfioError(f"BAR {index} of {self.address} cannot be mapped (size {size}, flags {flags:#x})")
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if flags & _REGION_WRITE else 0)
-        return mmap.mmap(self._device, size, mmap.MAP_SHARED, access, offset=offset)
+        try:
+            flags, size, offset = self._region(index)
+            if size == 0 or not flags & _REGION_MMAP:
+                raise VfioError(f"BAR {index} of {self.address} cannot be mapped (size {size}, flags {flags:#x})")
+            access = mmap.PROT_READ | (mmap.PROT_WRITE if flags & _REGION_WRITE else 0)
+            return mmap.mmap(self._device, size, mmap.MAP_SHARED, access, offset=offset)
+        except OSError as error:
+            raise VfioError(f"cannot map BAR {index} of {self.address}: {error}") from error
 
     def close(self) -> None:
         """Give the device back. Idempotent."""
