@@ -145,7 +145,8 @@ def _fail(text: str, code: int = 1) -> SystemExit:
 def main() -> None:
     """Entry point of the `testbed` command."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _ended)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or the background of a script
+            signal.signal(number, _ended)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")

@@ -113,7 +113,7 @@ def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferr
             assert bed.network is not None
             over = OverTcp(bed.network.members[1].address)
         else:
-            over = OverRegion(bed.link(source, target).name)
+            over = OverRegion(bed.link(source, target, name="link").name)
         with steps.transfer(f"{job.source} -> {job.target} over {over.path}") as progress:
             done = transfer(source, path, target, landed, over, progress=progress, size=size if on_disk else None)
         if job.save is not None:
