@@ -27,6 +27,8 @@ ReceiverT = TypeVar("ReceiverT", MessageReceiver, ByteReceiver)
 #: Longest time between two looks at the other side during the handshake, seconds. A doorbell normally comes first;
 #: one rung before this side's vectors were armed is lost (QEMU drops it), and this look replaces it.
 RECHECK = 0.05
+#: A doorbell this much behind the words it is for was under way, not lost. Seconds.
+IN_FLIGHT = 0.02
 
 
 class SideState(enum.IntEnum):
@@ -112,6 +114,7 @@ class Channel(Generic[SenderT, ReceiverT]):
     Attributes:
         sender: the outgoing ring.
         receiver: the incoming ring.
+        late: what the handshake found by looking again, though no doorbell came; should be 0.
     """
 
     kind: ClassVar[layout.Kind]
@@ -126,6 +129,7 @@ class Channel(Generic[SenderT, ReceiverT]):
         self._bells = [region.bell(self._peer, vector)
                        for vector in (self.entry.data_vector, self.entry.space_vector)]
         self._closed = False
+        self.late = 0
         # A new epoch before the reset: a peer of the connection before this one must not take the reset for corruption.
         self._handshake.begin()
         self._open_rings()
@@ -167,9 +171,11 @@ class Channel(Generic[SenderT, ReceiverT]):
         handshake, deadline = self._handshake, None if timeout is None else time.monotonic() + timeout
         handshake.open()
         self._ring_peer()
+        bell, rung = self._region.events[self.entry.data_vector], True
         while True:
             connected, changed = handshake.step()
             if changed or connected:
+                self.late += not rung and not wait_event(bell, IN_FLIGHT)
                 self._ring_peer()
             if connected:
                 break
@@ -177,7 +183,7 @@ class Channel(Generic[SenderT, ReceiverT]):
                 members = self._region.header.members
                 raise TimedOutError(f"channel {self.entry.name!r} of region {self._region.header.name!r}: member "
                                     f"{members[self._peer].name!r} did not attach within {timeout:g} s")
-            wait_event(self._region.events[self.entry.data_vector], RECHECK)
+            rung = wait_event(bell, RECHECK)
         for offset, value in handshake.watches():
             self.sender.watch(self._region.memory, offset, value)
             self.receiver.watch(self._region.memory, offset, value)

@@ -7,7 +7,7 @@ Header page (page 0 of the region, 4096 bytes, written by the host)
 -------------------------------------------------------------------
 Stable part: never changes its place, whatever the layout version says.
 
-    +0     8s    magic b"IDCREGN1", written last when the region is made
+    +0     8s    magic b"IDCREGN1"
     +8     u32   layout version (1)
     +12    u32   bytes of the header page (4096)
     +16    16s   region uuid, as in uuid.UUID.bytes

@@ -64,7 +64,7 @@ struct idc_counters {
     uint64_t sleeps;     /* times blocked in poll(2) */
     uint64_t wakeups;    /* woken by the descriptor */
     uint64_t spurious;   /* of those, woken to nothing */
-    uint64_t late;       /* progress found by the 100 ms safety recheck though no doorbell came: should be 0 */
+    uint64_t late;       /* progress or the end, found by the 100 ms safety recheck with no doorbell: should be 0 */
     uint64_t full;       /* producer found no room */
     uint64_t spins_won;  /* waits that ended while spinning */
     uint64_t messages;

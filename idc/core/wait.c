@@ -140,7 +140,7 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
             rc = ready_or_ended(r, need);
             r->count.spurious += rc == 0;
             nothing += rc == 0;
-        } else if ((rc = ready_or_ended(r, need)) == 1) {
+        } else if ((rc = ready_or_ended(r, need)) != 0) {
             int bell = sleep_on(r->wake_fd, IN_FLIGHT_NS);
             r->count.late += bell == 0;
             r->count.wakeups += bell == 1;

@@ -6,6 +6,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from support import LocalRegion, local_region
 from idc import layout
 from idc.channel import ByteChannel, Handshake, MessageChannel, SideState
 from idc.errors import MisuseError, NotConnectedError, PeerGoneError, TimedOutError
-from idc.region import Region
+from idc.region import Region, wait_event
 from idc.ring import Bell, load_u64, store_u64
 
 if TYPE_CHECKING:
@@ -64,6 +65,26 @@ def test_bytes_go_both_ways(ends: tuple[Region, Region]) -> None:
             assert sent.result() == len(data)
 
 
+def until_asleep(channel: MessageChannel) -> None:
+    """Until the receiver, in another thread, has armed its event word and blocks, or is about to."""
+    deadline = time.monotonic() + 10
+    while channel.receiver.counters.sleeps == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("rings", [True, False])
+def test_a_handshake_without_its_doorbell_is_counted(
+        ends: tuple[Region, Region], monkeypatch: pytest.MonkeyPatch, *, rings: bool) -> None:
+    if not rings:
+        monkeypatch.setattr(MessageChannel, "_ring_peer", lambda _: None)
+        for fd in (fd for end in ends for fd in end.events):
+            wait_event(fd, 0)  # what the host rang
+    front, back = attach(ends)
+    with front, back:
+        assert (front.late + back.late > 0) is not rings
+
+
 def test_what_was_sent_before_the_end_arrives_and_then_the_end(ends: tuple[Region, Region]) -> None:
     front, back = attach(ends)
     front.sender.send(b"last words")
@@ -80,18 +101,22 @@ def test_a_sleeping_receiver_learns_of_the_end(ends: tuple[Region, Region]) -> N
     front, back = attach(ends)
     with back, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(back.receiver.recv, timeout=30)
+        until_asleep(back)
         front.close()
         with pytest.raises(PeerGoneError):
             waiting.result(timeout=10)
+        assert back.receiver.counters.late == 0
 
 
 def test_a_vm_that_dies_ends_the_connection(local: LocalRegion, ends: tuple[Region, Region]) -> None:
     front, back = attach(ends)
     with front, back, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(back.receiver.recv, timeout=30)
+        until_asleep(back)
         local.present(0, 1, present=False)
         with pytest.raises(PeerGoneError):
             waiting.result(timeout=10)
+        assert back.receiver.counters.late == 0
 
 
 def test_nothing_of_the_connection_before_is_delivered(local: LocalRegion, ends: tuple[Region, Region]) -> None:

@@ -1,6 +1,8 @@
 """Files between real VMs: any size, both transports, and every way it can fail, with nothing half-made left."""
 
 import hashlib
+import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -76,6 +78,37 @@ def test_an_empty_file_has_the_checksum_of_nothing(front: Vm, back: Vm, region_w
 def test_one_clear_line_for_a_missing_file(front: Vm, back: Vm, over: Over) -> None:
     with pytest.raises(TransferFailed, match="front: cannot read /tmp/absent: No such file"):
         transfer(front, "/tmp/absent", back, "/tmp/in", over)
+    assert names(back) == []
+
+
+@pytest.mark.parametrize("name", ["with space", "two\nlines", "d\u00fcnn", "-n"])
+def test_any_name_arrives_also_where_nameless_files_cannot_be_made(
+        front: Vm, back: Vm, region_way: OverRegion, name: str) -> None:
+    front.succeed(f"printf content > {shlex.quote('/tmp/' + name)}")
+    # the root is an overlay, which has no O_TMPFILE before Linux 6.3
+    back.succeed("rm -rf /srv/in && mkdir -p /srv/in")
+    transfer(front, f"/tmp/{name}", back, "/srv/in", region_way)
+    assert back.succeed(f"cat {shlex.quote('/srv/in/' + name)}") == "content"
+    assert back.succeed("ls -A /srv/in | wc -l").strip() == str(1 + name.count("\n"))
+
+
+@pytest.mark.parametrize(("source", "target", "said"), [
+    ("/tmp/pipe", "/tmp/in", "front: /tmp/pipe is not a regular file"),
+    ("/tmp", "/tmp/in", "front: /tmp is not a regular file"),
+    ("/dev/zero", "/tmp/in", "front: /dev/zero is not a regular file"),
+    ("/proc/cpuinfo", "/tmp/in", "front: /proc/cpuinfo has content but no size"),
+    ("/tmp/odd", "/tmp/none/x", "back: /tmp/none is no directory"),
+    ("/tmp/odd", "/dev/null", "back: /dev/null exists and is no regular file"),
+    ("/tmp/odd", "/mnt/ro/x", "back: /mnt/ro is on a read-only file system"),
+])
+def test_what_cannot_be_sent_or_stored_is_one_clear_line(
+        front: Vm, back: Vm, region_way: OverRegion, source: str, target: str, said: str) -> None:
+    front.succeed("test -p /tmp/pipe || mkfifo /tmp/pipe")
+    back.succeed("mkdir -p /mnt/ro && { grep -q /mnt/ro /proc/mounts || mount -t tmpfs -o ro none /mnt/ro; }")
+    with pytest.raises(TransferFailed, match=re.escape(said)) as caught:
+        transfer(front, source, back, target, region_way)
+    assert "\n" not in str(caught.value)
+    back.succeed("test -c /dev/null")
     assert names(back) == []
 
 
