@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from images.cache import Cache, default_directory, touch
+from images.errors import ROOM, ImageError
 from images.image import MANIFEST, Image, read_image
 from images.runner import Runner
 from images.spec import DEFAULT, ImageSpec
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from images.errors import Progress
+
+
+#: What a cache takes up after the first build (measured: 990 MiB), and some more.
+BUILD_BYTES = 1200 << 20
 
 
 def ensure(
@@ -44,6 +50,10 @@ def ensure(
         runner = Runner(lock)
         try:
             return _build(spec, store, sources, resolved, mirrors, refresh, Workshop(spec, store, runner, progress))
+        except OSError as error:  # of our own file work, as when the disk fills up; programs have ProgramError
+            runner.cancel()
+            raise ImageError(f"building the image failed: {error.strerror}: {error.filename or store.root}"
+                             + (f"; {ROOM}" if error.errno == errno.ENOSPC else "")) from error
         except BaseException:
             runner.cancel()
             raise
@@ -77,6 +87,7 @@ def _build(spec: ImageSpec, store: Cache, sources: Sources, resolved: Path, mirr
         if not _packages_suffice(parts):
             versions = None
     if versions is None:
+        store.require_room(BUILD_BYTES)
         # Lists are fetched whenever packages are needed: a mirror keeps only the latest version of each.
         apt, versions = shop.packages(mirrors, resolved)
         parts = _part_paths(store, make_keys(spec, versions, sources))

@@ -102,6 +102,18 @@ class Cache:
             shutil.rmtree(self.tmp)
         self.tmp.mkdir()
 
+    def require_room(self, needed: int) -> None:
+        """Raise ImageError unless `needed` bytes are free, those of packages that are here already not counted again.
+
+        Looked at beforehand because a full disk is not told by everybody: `apt-get update` waits for ever then.
+        """
+        missing = needed - (size_of(self.debs) if self.debs.exists() else 0)
+        free = shutil.disk_usage(self.root).free
+        if free < missing:
+            raise ImageError(f"no room for an image in the cache directory {self.root}: {missing >> 20} MiB needed, "
+                             f"{free >> 20} MiB free; try testbed image prune, or set IDC_TESTBED_CACHE to a directory "
+                             "with more room")
+
     def publish(self, made: Path, final: Path) -> None:
         """Give finished work its final name, in one step."""
         os.rename(made, final)
@@ -124,8 +136,7 @@ def touch(path: Path) -> None:
         return
 
 
-def choose_stale(used: dict[str, float], *, keep: int, needed: frozenset[str] = frozenset()) -> list[str]:
-    """Names to remove, oldest first: all but the `keep` used last (seconds) and those `needed`."""
+def choose_stale(used: dict[str, float], *, keep: int) -> list[str]:
+    """Names to remove, oldest first: all but the `keep` used last (seconds)."""
     newest = sorted(used, key=lambda name: (used[name], name), reverse=True)
-    kept = {*newest[:keep], *needed}
-    return [name for name in reversed(newest) if name not in kept]
+    return newest[keep:][::-1]

@@ -32,14 +32,14 @@ _PACKAGES = {
     "setpriv": "util-linux",
 }
 
+ROOM = "free some space: the build needs 1.5 GB in its cache directory and in /tmp, and 500 MB of memory"
 #: What a log says, and what to do about it. The first that matches is quoted.
 _HINTS = (
     ("no entry in /etc/sub", "as root, once: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
     ("unshare() failed", "user or mount namespaces are refused here: try "
      "sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, or run as root "
      "with CAP_SYS_ADMIN"),
-    ("No space left on device", "free some space: the build needs 1.5 GB in its cache directory and in /tmp, and "
-     "500 MB of memory"),
+    ("No space left on device", ROOM),
     ("Temporary failure resolving", "the package mirror's name does not resolve; check the network"),
     ("Unable to fetch some archives", "the package lists are out of date or the mirror is away; try "
      "testbed image build --refresh"),

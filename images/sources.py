@@ -5,7 +5,11 @@ May import images.archive, images.errors.
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import inspect
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +17,8 @@ from images import archive
 from images.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
 #: Where Debian's Python looks for packages; `idc` and `guest` lie here in the guest.
@@ -47,6 +52,17 @@ def hash_of(*parts: object) -> str:
 
     add(parts)
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def code_of(thing: ModuleType | Callable[..., object]) -> str:
+    """What a module or function of the builder does, for a key: its code without comments, docstrings and layout."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [line for line in node.body
+                         if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
+    return ast.dump(tree)
 
 
 def _read(directory: Path, prefix: str, keep: Iterable[Path]) -> list[archive.Entry]:

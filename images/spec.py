@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Part of every key: raise it when the builder makes something different from the same inputs.
+#: Part of every key: raise it to have everything made again although no input changed (the builder's code is one).
 BUILDER_VERSION = 1
 
 #: usr-is-merged: else its alternative usrmerge comes, with 45 MB of Perl.

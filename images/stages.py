@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from images import archive, sandbox
+from images import archive, modules, sandbox
+from images import kernel as kernel_formats
 from images.apt import Apt, Package, mode
 from images.errors import ImageError, Progress
 from images.image import KERNEL_ARGUMENTS, MANIFEST
 from images.kernel import unpack_bzimage
 from images.modules import ModuleTree, closure
-from images.sources import SITE, hash_of, initramfs_script, package_entries, tree_entries
+from images.sources import SITE, code_of, hash_of, initramfs_script, package_entries, tree_entries
 from images.spec import BUILDER_VERSION, ImageSpec
 
 if TYPE_CHECKING:
@@ -104,15 +105,19 @@ class Keys:
 
 
 def make_keys(spec: ImageSpec, versions: Versions, sources: Sources) -> Keys:
-    """Keys from everything that can change a part. Pure."""
+    """Keys from everything that can change a part, the code that makes it included. Reads that code, nothing else."""
     data = versions.to_json()
     common = (BUILDER_VERSION, spec.suite, spec.arch)
-    base = hash_of(common, spec.packages, data["root"], sandbox.BASE_HOOK, sandbox.EXCLUDED)
-    dev = hash_of(common, spec.dev_packages, data["dev"])
-    kernel = hash_of(common, data["kernel"], versions.busybox.version, spec.modules, spec.boot_modules)
-    core = hash_of(dev, sources.core(), sandbox.CORE)
+    shop, packing = Workshop, code_of(archive)
+    base = hash_of(common, spec.packages, data["root"], sandbox.BASE_HOOK, sandbox.EXCLUDED,
+                   code_of(shop.base), code_of(shop._mmdebstrap))
+    dev = hash_of(common, spec.dev_packages, data["dev"], code_of(shop.dev), code_of(shop._mmdebstrap))
+    kernel = hash_of(common, data["kernel"], versions.busybox.version, spec.modules, spec.boot_modules, packing,
+                     code_of(shop.kernel), code_of(kernel_formats), code_of(modules))
+    core = hash_of(dev, sources.core(), sandbox.CORE, packing, code_of(shop.core), code_of(shop._sandbox))
     image = hash_of(base, kernel, core, spec.name, spec.compression, sources.idc, sources.guest, sources.tree,
-                    sources.initramfs, sandbox.ROOT, KERNEL_ARGUMENTS)
+                    sources.initramfs, sandbox.ROOT, KERNEL_ARGUMENTS, packing,
+                    code_of(shop.image), code_of(shop._sandbox), code_of(_initrd))
     return Keys(base, dev, kernel, core, image)
 
 

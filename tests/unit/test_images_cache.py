@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 
@@ -92,6 +93,46 @@ class TestLock:
             assert list(cache.tmp.iterdir()) == []
 
 
+class Usage(NamedTuple):
+    """As shutil.disk_usage tells it."""
+
+    total: int
+    used: int
+    free: int
+
+
+class TestRoom:
+    def test_a_full_disk_is_told_before_anything_is_started(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("images.cache.shutil.disk_usage", lambda _: Usage(100, 50, 40 << 20))
+        said: list[str] = []
+        with pytest.raises(ImageError, match=r"\d+ MiB needed, 40 MiB free; try testbed image prune"):
+            images.ensure(progress=said.append, cache=tmp_path)
+        assert said == []
+
+    def test_packages_that_are_here_are_not_counted_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = Cache(tmp_path)
+        cache.debs.mkdir()
+        (cache.debs / "a.deb").write_bytes(bytes(3 << 20))
+        monkeypatch.setattr("images.cache.shutil.disk_usage", lambda _: Usage(100, 50, 8 << 20))
+        cache.require_room(10 << 20)
+        with pytest.raises(ImageError, match="no room"):
+            cache.require_room(12 << 20)
+
+    def test_a_disk_that_fills_up_under_the_builders_own_hands(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "/cache/tmp/kernel")
+
+        monkeypatch.setattr("images.stages.Workshop.packages", full)
+        with pytest.raises(ImageError, match=r"No space left on device: /cache/tmp/kernel; free some space"):
+            images.ensure(cache=tmp_path)
+
+
 class TestPrune:
     USED: ClassVar = {"old": 1.0, "middle": 2.0, "new": 3.0}
 
@@ -99,9 +140,6 @@ class TestPrune:
         assert choose_stale(self.USED, keep=1) == ["old", "middle"]
         assert choose_stale(self.USED, keep=5) == []
         assert choose_stale(self.USED, keep=0) == ["old", "middle", "new"]
-
-    def test_keeps_what_is_needed(self) -> None:
-        assert choose_stale(self.USED, keep=1, needed=frozenset({"old"})) == ["middle"]
 
     def make(self, cache: Cache, name: str, when: float, parts: list[str]) -> None:
         directory = cache.images / f"debian12-{name}"

@@ -8,7 +8,9 @@ import lzma
 import stat
 import struct
 import tarfile
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
@@ -18,9 +20,9 @@ from images.apt import Package, host_sources, mirror_sources, signed
 from images.errors import ImageError
 from images.kernel import unpack_bzimage
 from images.modules import Module, closure, parse_modinfo
-from images.sources import hash_of, package_entries, tree_entries
+from images.sources import code_of, hash_of, package_entries, tree_entries
 from images.spec import DEFAULT, ImageSpec
-from images.stages import Keys, Sources, Versions, make_keys, packages_key
+from images.stages import Keys, Sources, Versions, Workshop, make_keys, packages_key
 
 VERSIONS = Versions(
     (Package("busybox-static", "1"), Package("python3", "3.11")), (Package("gcc", "12"),), Package("linux-image-6", "6")
@@ -75,6 +77,17 @@ class TestKeys:
         assert changed(spec=dataclasses.replace(DEFAULT, modules=("nbd",))) == {"kernel", "image"}
         assert changed(spec=dataclasses.replace(DEFAULT, compression="")) == {"image"}
 
+    @pytest.mark.parametrize(("step", "parts"), [
+        ("base", {"base", "image"}), ("dev", {"dev", "core", "image"}), ("kernel", {"kernel", "image"}),
+        ("core", {"core", "image"}), ("image", {"image"}), ("_mmdebstrap", {"base", "dev", "core", "image"})])
+    def test_the_code_that_makes_a_part_is_an_input(
+        self, monkeypatch: pytest.MonkeyPatch, step: str, parts: set[str]
+    ) -> None:
+        before = make_keys(DEFAULT, VERSIONS, SOURCES)
+        monkeypatch.setattr(Workshop, step, other_step)
+        after = make_keys(DEFAULT, VERSIONS, SOURCES)
+        assert {name for name in vars(before) if getattr(before, name) != getattr(after, name)} == parts
+
     def test_the_mirror_is_an_input_of_the_versions(self) -> None:
         assert packages_key(DEFAULT, ()) != packages_key(DEFAULT, ("http://mirror.example/debian",))
 
@@ -84,6 +97,27 @@ class TestKeys:
     def test_no_busybox_is_an_error_that_says_so(self) -> None:
         with pytest.raises(ImageError, match="busybox-static"):
             make_keys(DEFAULT, dataclasses.replace(VERSIONS, root=()), SOURCES)
+
+
+def other_step() -> str:
+    """Does something else."""
+    return "else"
+
+
+class TestCode:
+    def test_what_is_said_about_code_does_not_count_what_it_does_counts(self, tmp_path: Path) -> None:
+        def code(text: str) -> str:
+            path = tmp_path / f"m{len(list(tmp_path.iterdir()))}.py"
+            path.write_text(text)
+            loader = SourceFileLoader(path.stem, str(path))
+            module = ModuleType(path.stem)
+            module.__file__ = str(path)
+            exec(loader.get_code(path.stem) or "", vars(module))
+            return code_of(module)
+
+        plain = code("def f(a):\n    return a + 1\n")
+        assert plain == code('"""Doc."""\n\ndef f(a):  # why\n    """Doc."""\n    return (a\n            + 1)\n')
+        assert plain != code("def f(a):\n    return a + 2\n")
 
 
 class TestHash:
