@@ -29,11 +29,9 @@ RUN_COMMANDS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.erofs": "erofs-utils",
     "gcc": "gcc",
-    "cpio": "cpio",
-    "ip": "iproute2",
 }
 #: What the tests need on top.
-DEV_COMMANDS = {"spin": "spin", "clang": "clang", "git": "git"}
+DEV_COMMANDS = {"spin": "spin", "clang": "clang"}
 
 
 def say(text: str) -> None:
@@ -67,7 +65,7 @@ def missing_packages(dev: bool) -> list[str]:
         missing.append("debian-archive-keyring")
     if os.getuid() != 0 and not have_command("newuidmap"):
         missing.append("uidmap")
-    if dev and have_command("clang") is False:
+    if dev and not have_command("clang"):
         missing.append("llvm")
     if dev and not list(Path("/usr/lib").glob("llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-x86_64.a")):
         missing.append(clang_runtime())
