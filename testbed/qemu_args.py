@@ -1,4 +1,5 @@
-"""What a VM is made of, and the QEMU arguments that say so. Pure: no I/O; depends on `testbed.errors` alone.
+"""What a VM is made of, and the QEMU arguments that say so. Pure: no I/O; depends on `testbed.errors` and a name of
+`idc.framing`.
 
 `qemu_args` turns a `VmSpec` and the `Wiring` (where the host's ends of its sockets are) into a `list[str]`.
 """
@@ -10,6 +11,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from idc.framing import PORT_NAME
 from testbed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 Accel = Literal["kvm", "tcg"]
 DEFAULT_QEMU = "qemu-system-x86_64"
-AGENT_PORT = "org.idc-testbed.agent"
 BOOT_ARGS = ("console=ttyS0", "quiet", "panic=-1", "intel_iommu=on", "iommu=pt")
 """What our guests need on the kernel's command line; an image may know better (`Image.kernel_arguments`).
 
@@ -229,7 +230,7 @@ def _links(wiring: Wiring) -> list[str]:
     args += ["-chardev", f"socket,id=qmp,{wiring.qmp}", "-mon", "chardev=qmp,mode=control"]
     args += ["-device", "virtio-serial-pci,id=vserial"]
     args += ["-chardev", f"socket,id=agent,{wiring.agent}"]
-    args += ["-device", f"virtserialport,bus=vserial.0,id=agent,chardev=agent,name={AGENT_PORT}"]
+    args += ["-device", f"virtserialport,bus=vserial.0,id=agent,chardev=agent,name={PORT_NAME}"]
     return args
 
 
