@@ -465,14 +465,28 @@ class Agent:
                 self.calls[channel].pump()
             elif frame.kind == framing.POWEROFF:
                 self._power_off()
+            elif frame.kind == framing.IDENTITY:
+                self._become(channel, frame.json())
             # Anything else belongs to a call that has ended here while the frame was under way.
         except OSError as error:
             self.send_error(channel, error)
 
-    def _power_off(self) -> None:
-        # Tests run this agent over a socket, on a machine that is not to be switched off.
+    def _become(self, channel: int, request: dict[str, Any]) -> None:
+        """A clone was woken: see guest/identity.py."""
+        self._check_in_vm()
+        from guest import identity
+
+        identity.apply(request)
+        self.announce()
+        self.send_json(channel, framing.DONE)
+
+    def _check_in_vm(self) -> None:
+        # Tests run this agent over a socket, on a machine that is not to be changed or switched off.
         if not stat.S_ISCHR(os.fstat(self.fd).st_mode):
             raise OSError(errno.EPERM, "not in a virtual machine: the link is no virtio-serial port")
+
+    def _power_off(self) -> None:
+        self._check_in_vm()
         os.sync()
         with open(_SYSRQ, "w") as trigger:
             trigger.write("o")
