@@ -1,7 +1,8 @@
 """What makes a cloned guest a machine of its own: randomness, clock, names, keys. Called by the agent.
 
 All clones of one template wake with the same memory, so everything that must differ is replaced here, before the
-host hands the clone to anybody. May import the standard library only.
+host hands the clone to anybody. Every step here is code that each clone's QEMU has to translate anew, hence the bare
+system calls. May import the standard library only. Host keys of ssh need no care: a template has none.
 
 What stays the same in all clones, because the kernel or a program drew it before the snapshot and keeps it: address
 layout, stack canaries and hash seeds of programs that ran then (init and the agent), keys of the kernel's hash tables
@@ -24,7 +25,6 @@ _MS_BIND: Final = 4096
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _BOOT_ID_FILE: Final = "/run/idc-testbed-boot-id"
 _MACHINE_ID: Final = "/etc/machine-id"
-_SSH: Final = "/etc/ssh"
 
 # Loaded by the template, before the snapshot, so that it costs a clone nothing.
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -41,9 +41,6 @@ def apply(request: dict[str, Any]) -> None:
     _write("/proc/sys/kernel/hostname", request["name"])
     _write(_MACHINE_ID, request["machine_id"] + "\n")
     _new_boot_id(request["boot_id"])
-    for name in os.listdir(_SSH):
-        if name.startswith("ssh_host_"):
-            os.unlink(f"{_SSH}/{name}")
 
 
 def _seed(entropy: bytes) -> None:
@@ -63,8 +60,12 @@ def _seed(entropy: bytes) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+    # Not truncated: what stands there is as long, or a name that the kernel replaces as a whole.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _new_boot_id(boot_id: str) -> None:
