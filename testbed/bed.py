@@ -186,8 +186,8 @@ def check_fits(vm: Vm, name: str, size: int) -> None:
     """
     room = vm.spec.region_port_mib * MIB
     if size > room:
-        raise SpecError(f"region {name!r} of {size / MIB:g} MiB does not fit into VM {vm.name}: its ports have room for "
-                        f"{vm.spec.region_port_mib} MiB", hint=f"give the VM region_port_mib={size // MIB}")
+        raise SpecError(f"region {name!r} of {size / MIB:g} MiB does not fit into VM {vm.name}: its ports have room "
+                        f"for {vm.spec.region_port_mib} MiB", hint=f"give the VM region_port_mib={size // MIB}")
 
 
 def plug(vm: Vm, region: Region) -> None:

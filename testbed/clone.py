@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from testbed.agent import AgentFault
-from testbed.errors import BootFailed, TestbedError, VmError
+from testbed.errors import BootFailed, VmError
 from testbed.qemu_args import clone_args, clone_nic
 from testbed.vm import BOOT_SECONDS, BootTimes, Vm
 
@@ -80,7 +80,7 @@ class Clone(Vm):
                 console=None, ready=time.monotonic() - self._began, guest=info.uptime,
             )  # fmt: skip
             self._address()
-        except BaseException as error:  # noqa: BLE001 - raised again by wait_ready
+        except BaseException as error:  # raised again by wait_ready
             self._failure = error
 
     def _on_ready(self, info: AgentInfo) -> None:

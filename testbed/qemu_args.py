@@ -296,7 +296,7 @@ def hot_port_name(index: int) -> str:
 
 
 def clone_args(machine: VmSpec, spec: VmSpec, wiring: Wiring) -> list[str]:
-    """The command line of a QEMU that takes over a template's state: the template's `machine`, the name and NICs of `spec`.
+    """The command line of a QEMU that takes over a template's state: the template's `machine`, name and NICs of `spec`.
 
     No kernel: it is in the memory that is taken over, and reading it again would cost a tenth of the start. The NICs'
     back ends only: the cards are plugged in by `clone_nic` when the state is there, because it has none.

@@ -166,7 +166,8 @@ class Qmp:
         with self._changed:
             self._changed.wait_for(look, timeout)
         if found is None:
-            raise QmpError("QMP: the connection is gone" if self._closed or self._over else f"QMP: no such event in {timeout:g} s")
+            gone = self._closed or self._over
+            raise QmpError("QMP: the connection is gone" if gone else f"QMP: no such event in {timeout:g} s")
         return found
 
     def ended(self) -> None:

@@ -73,7 +73,7 @@ def key_of(spec: VmSpec) -> str:
 
 
 def identity_of(spec: VmSpec) -> dict[str, str]:
-    """What the shape does not tell and must be the same: files by path, size and time, the processor; for KVM the kernel.
+    """What the shape does not tell and must be the same: files by path, size and time, the processor, KVM's kernel.
 
     Raises SpecError if a file is missing.
     """
@@ -268,7 +268,7 @@ class Store:
             shutil.rmtree(doomed)
 
     def prune(self, *, keep: int) -> list[Stored]:
-        """Remove all but the `keep` used last; those being built or opened right now are left alone. What was removed."""
+        """Remove all but the `keep` used last, and those being built or opened right now. Returns what was removed."""
         removed = []
         for stored in self.stored()[keep:]:
             with self.locked(stored.key, wait=False) as held:

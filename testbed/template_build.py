@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from testbed.clone import identify
 from testbed.errors import TemplateError, TestbedError
 from testbed.qemu_args import qemu_args
-from testbed.qmp import QmpError
 from testbed.run import Run
 from testbed.template import (
     MANIFEST,
@@ -133,9 +132,7 @@ def build(key: str, spec: VmSpec, store: Store) -> None:
         work.rename(store.directory(key))
     except OSError as error:
         raise TemplateError(f"template {key} could not be built: {error.strerror}: {error.filename}",
-                            hint="is the disk of the cache full? `testbed snapshot prune` makes room") from error  # fmt: skip
-    except TemplateError:
-        raise
+                            hint="if the cache's disk is full, `testbed snapshot prune` makes room") from error
     except TestbedError as error:
         raise TemplateError(f"template {key} could not be built: {error}") from error
     finally:
@@ -158,7 +155,7 @@ def _manifest(spec: VmSpec, machine: VmSpec, identity: dict[str, str], work: Pat
 
 
 def settle(vm: Vm) -> None:
-    """Wait until the guest idles, so that clones do not each do what was left of the boot. No matter if it never does."""
+    """Wait until the guest idles, else each clone would do again what was left of the boot. It may never do so."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < deadline:
         before = cpu_seconds(vm.pid)
