@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,6 +52,7 @@ E = TypeVar("E", bound=VmError)
 BOOT_SECONDS = 90.0
 """How long a boot may take before it counts as failed; ten times what an idle machine needs under TCG."""
 COMMAND_SECONDS = 300.0
+_NOISE = re.compile(r"info: QEMU waiting for connection on|warning: netdev \w+ has no peer")
 _LAST_WORDS_SECONDS = 3.0
 _PANIC_SECONDS = 2.0
 
@@ -288,8 +290,10 @@ class Vm:
         if self._shutdown_reason == "guest-reset":
             return self.error(VmStopped, "it restarted itself: a reboot, or a triple fault")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        # What QEMU says of our own way of starting it is no reason for its end.
+        said = "\n".join(line for line in stderr.splitlines() if not _NOISE.search(line))
         error = self.error(
-            QemuFailed, f"QEMU ended ({how}){': ' + stderr if stderr else ' and said nothing'}", hint=hint_for(stderr)
+            QemuFailed, f"QEMU ended ({how}){': ' + said if said else ' and said nothing'}", hint=hint_for(said)
         )
         error.exit_code, error.stderr = code, stderr
         return error
