@@ -158,7 +158,12 @@ def test_what_cannot_be_cloned_boots_and_says_so(
 ) -> None:
     said: list[str] = []
     started: list[Vm] = []
-    monkeypatch.setattr("testbed.bed.start_all", lambda vms: started.extend(vms) or vms)
+
+    def start(vms: list[Vm]) -> list[Vm]:
+        started.extend(vms)
+        return vms
+
+    monkeypatch.setattr("testbed.bed.start_all", start)
     with Testbed(accel=verdict.accel, image=image, keep="never", notify=said.append) as bed:
         bed.boot(bed.spec("debugged", extra=("-s",)))
         assert type(started[0]) is Vm
