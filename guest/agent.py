@@ -393,18 +393,18 @@ class Agent:
 
     def announce(self) -> None:
         """Say READY: to nobody in particular at the start, to the host when it said HELLO."""
-        with open("/proc/uptime") as uptime, open("/proc/sys/kernel/random/boot_id") as boot_id:
-            self.send_json(
-                0,
-                framing.READY,
-                protocol=framing.PROTOCOL,
-                boot_id=boot_id.read().strip(),
-                uptime=float(uptime.read().split()[0]),
-                kernel=os.uname().release,
-                python=sys.version.split()[0],
-                host=os.uname().nodename,
-                pid=os.getpid(),
-            )
+        system = os.uname()
+        self.send_json(
+            0,
+            framing.READY,
+            protocol=framing.PROTOCOL,
+            boot_id=_read_line("/proc/sys/kernel/random/boot_id"),
+            uptime=float(_read_line("/proc/uptime").split()[0]),
+            kernel=system.release,
+            python=sys.version.split()[0],
+            host=system.nodename,
+            pid=os.getpid(),
+        )
 
     def run(self) -> None:
         """Serve for ever. Raises OSError if the port itself fails."""
@@ -465,14 +465,28 @@ class Agent:
                 self.calls[channel].pump()
             elif frame.kind == framing.POWEROFF:
                 self._power_off()
+            elif frame.kind == framing.IDENTITY:
+                self._become(channel, frame.json())
             # Anything else belongs to a call that has ended here while the frame was under way.
         except OSError as error:
             self.send_error(channel, error)
 
-    def _power_off(self) -> None:
-        # Tests run this agent over a socket, on a machine that is not to be switched off.
+    def _become(self, channel: int, request: dict[str, Any]) -> None:
+        """A clone was woken: see guest/identity.py."""
+        self._check_in_vm()
+        from guest import identity
+
+        identity.apply(request)
+        self.announce()
+        self.send_json(channel, framing.DONE)
+
+    def _check_in_vm(self) -> None:
+        # Tests run this agent over a socket, on a machine that is not to be changed or switched off.
         if not stat.S_ISCHR(os.fstat(self.fd).st_mode):
             raise OSError(errno.EPERM, "not in a virtual machine: the link is no virtio-serial port")
+
+    def _power_off(self) -> None:
+        self._check_in_vm()
         os.sync()
         with open(_SYSRQ, "w") as trigger:
             trigger.write("o")
@@ -520,6 +534,15 @@ class Agent:
             if not self._queue:
                 break
         self.watch(self.fd, select.EPOLLIN, self._port_event)
+
+
+def _read_line(path: str) -> str:
+    # Without Python's layers of files: a clone's first answer waits for this.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 100).decode().strip()
+    finally:
+        os.close(fd)
 
 
 def find_port(name: str = framing.PORT_NAME) -> str:

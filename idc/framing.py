@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PORT_NAME: Final = "org.idc-testbed.agent"
 """Name of the virtio-serial port, as in /sys/class/virtio-ports/*/name."""
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Raised with each change that an older end would misread."""
 
 MAGIC: Final = 0x61434449
@@ -67,6 +67,7 @@ KILL: Final = 17  # {"signal"}: to the process group
 PUSH: Final = 18  # {"path", "mode", "size"}
 PULL: Final = 19  # {"path"}
 POWEROFF: Final = 20
+IDENTITY: Final = 21  # become somebody else after a clone; fields in guest/identity.py. READY with the new ones, DONE
 # Guest to host.
 STARTED: Final = 32  # {"pid"}
 STDOUT: Final = 33

@@ -670,6 +670,24 @@ class AgentClient:
             if progress is not None:
                 progress(received, size)
 
+    def identify(self, *, name: str, entropy: bytes, boot_id: str, machine_id: str,
+                 timeout: float | None = None) -> AgentInfo:  # fmt: skip
+        """Have a clone's guest become a machine of its own; the fields are those of guest/identity.py.
+
+        The guest's clock is set to this machine's. Returns what the agent says of itself afterwards. Raises AgentFault,
+        TimeoutError.
+        """
+        deadline = _deadline(timeout)
+        call = self._open_call(deadline)
+        try:
+            call.send_json(framing.IDENTITY, name=name, entropy=entropy.hex(), boot_id=boot_id, machine_id=machine_id,
+                           time_ns=time.time_ns())  # fmt: skip
+            call.take(deadline)
+        finally:
+            self.close_call(call)
+        assert self.info is not None
+        return self.info
+
     def poweroff(self) -> None:
         """Have the guest sync and power off. Nothing answers; QEMU's end does."""
         self.post(framing.encode(self.session, 0, framing.POWEROFF))

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import images
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
 from testbed import accel as accelerators
 from testbed import network as networks
+from testbed.clone import Clone
+from testbed.errors import SpecError
 from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
-from testbed.vm import Vm, boot_all
+from testbed.template import Template, key_of, why_cold
+from testbed.template_build import obtain
+from testbed.vm import Vm, start_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
     from testbed.accel import Verdict, Wish
 
+Boot = Literal["auto", "warm", "cold"]
+"""How VMs start: cloned where a template can serve them, else booted and said so; cloned or refused; booted."""
 MIB = 1 << 20
 #: Bytes of a link: header page, the channels below, and a part of its own for each member.
 LINK_BYTES = 16 * MIB
@@ -55,7 +61,9 @@ class Testbed:
         qemu: the QEMU binary.
         image: None for our own, built when it is not there yet.
         keep: whether the logs stay; see `testbed.run.Keep`.
-        notify: told, a line at a time, of what takes long: building the image.
+        boot: how VMs start; see `Boot`.
+        notify: told, a line at a time, of what takes long (building the image or a template), and of VMs that boot
+            though others are cloned.
 
     Attributes:
         verdict: the accelerator, and why.
@@ -66,7 +74,7 @@ class Testbed:
     __test__ = False  # pytest collects classes by their name
 
     def __init__(self, *, accel: Wish = "auto", qemu: str = DEFAULT_QEMU, image: images.Image | None = None,
-                 keep: Keep = "failed", notify: Callable[[str], None] = _quiet) -> None:
+                 keep: Keep = "failed", boot: Boot = "auto", notify: Callable[[str], None] = _quiet) -> None:
         self.image = image or images.ensure(progress=notify)
         self.verdict: Verdict = accelerators.choose(accel, self.image.kernel, qemu=qemu)
         self.run = Run(keep=keep)
@@ -74,6 +82,9 @@ class Testbed:
         self.network: networks.Network | None = None
         self._qemu = qemu
         self._service: RegionService | None = None
+        self._boot = boot
+        self._notify = notify
+        self._templates: dict[str, Template] = {}
 
     def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
         """A VM of this testbed's image, QEMU and accelerator; `fields` are those of `VmSpec`."""
@@ -81,7 +92,7 @@ class Testbed:
         return VmSpec.from_image(name, self.image, **(defaults | fields))
 
     def boot(self, *vms: str | VmSpec, network: bool = False) -> list[Vm]:
-        """Boot VMs, all at the same time, and wait until their agents are ready. A name stands for `spec(name)`.
+        """Boot or clone VMs, all at the same time, and wait until they are ready. A name stands for `spec(name)`.
 
         Args:
             vms: what to boot.
@@ -89,6 +100,8 @@ class Testbed:
 
         Raises:
             VmError: one did not boot; none of them is left running then.
+            SpecError: one cannot be cloned, and that was asked for.
+            TemplateError: a template could not be built.
         """
         specs = [self.spec(vm) if isinstance(vm, str) else vm for vm in vms]
         with contextlib.ExitStack() as stack:
@@ -97,12 +110,35 @@ class Testbed:
                 self.network = stack.enter_context(networks.make(len(specs)))
                 specs = [dataclasses.replace(spec, nics=(*spec.nics, member.nic), ip=member.ip)
                          for spec, member in zip(specs, self.network.members, strict=True)]
-            booted = boot_all(specs, self.run)
+            booted = start_all([self._vm(spec) for spec in specs])
         self.vms.update((vm.name, vm) for vm in booted)
         return booted
 
+    def _vm(self, spec: VmSpec) -> Vm:
+        """Not started yet."""
+        if self._boot == "cold":
+            return Vm(spec, self.run)
+        if reason := why_cold(spec):
+            if self._boot == "warm":
+                raise SpecError(f"VM {spec.name} cannot be cloned: {reason}", hint='boot="auto" boots such a VM')
+            self._notify(f"VM {spec.name} boots, for it cannot be cloned: {reason}")
+            return Vm(spec, self.run)
+        key = key_of(spec)
+        if key not in self._templates or self._templates[key].misfit():
+            if stale := self._templates.pop(key, None):
+                stale.close()
+            self._templates[key] = obtain(spec, notify=self._notify)
+        return Clone(self._templates[key], spec, self.run)
+
     def region(self, spec: RegionSpec) -> Region:
-        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves."""
+        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves.
+
+        Raises:
+            SpecError: it is larger than what a member's root ports were given room for.
+        """
+        for member in spec.members:
+            if member in self.vms:
+                check_fits(self.vms[member], spec.name, spec.size)
         if self._service is None:
             service = RegionService(self.run.directory, self.run.env)
             service.start()
@@ -131,6 +167,8 @@ class Testbed:
             if self._service is not None:
                 self._service.close()
         finally:
+            while self._templates:
+                self._templates.popitem()[1].close()
             self.run.close(failed=failed)
 
     def __enter__(self) -> Self:
@@ -141,14 +179,27 @@ class Testbed:
         self.close(failed=kind is not None and issubclass(kind, Exception))
 
 
+def check_fits(vm: Vm, name: str, size: int) -> None:
+    """Raise SpecError if the VM's root ports have no room for a region of `size` bytes.
+
+    The guest's kernel shares out addresses at boot, so nothing can be done about it in a VM that runs.
+    """
+    room = vm.spec.region_port_mib * MIB
+    if size > room:
+        raise SpecError(f"region {name!r} of {size / MIB:g} MiB does not fit into VM {vm.name}: its ports have room "
+                        f"for {vm.spec.region_port_mib} MiB", hint=f"give the VM region_port_mib={size // MIB}")
+
+
 def plug(vm: Vm, region: Region) -> None:
     """Plug a region into the VM that is its member of the same name.
 
     Raises:
         RegionError: the VM is no member.
+        SpecError: the region is larger than the VM's root ports allow.
         QmpFailed: QEMU refused; nothing of the attempt stays behind.
     """
     attachment = region.attachment(vm.name)
+    check_fits(vm, region.name, attachment.size)
     device, backend = f"iv-{region.name}", f"ivb-{region.name}"
     if isinstance(attachment, DoorbellAttachment):
         vm.add_chardev(backend, attachment.socket)

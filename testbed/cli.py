@@ -21,7 +21,7 @@ import images
 from host.errors import HostError
 from idc.errors import IdcError
 from testbed import accel as accelerators
-from testbed import cli_image, demo, ship
+from testbed import cli_bench, cli_image, cli_snapshot, demo, ship
 from testbed.bed import Testbed
 from testbed.errors import TestbedError
 from testbed.progress import Steps
@@ -37,6 +37,8 @@ app = typer.Typer(help="Virtual machines that talk through shared memory: boot, 
                   no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(cli_image.app, name="image")
+app.add_typer(cli_snapshot.app, name="snapshot")
+app.add_typer(cli_bench.app, name="bench")
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]
 Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")]

@@ -5,6 +5,7 @@ TestbedError                      a sentence, and a hint what to try
 +-- AccelUnavailable              the accelerator that was asked for cannot work here
 +-- RunError                      the run directory or its keeper
 +-- NetworkError                  the network between the VMs could not be made
++-- TemplateError                 a template for clones could not be built, or does not fit
 +-- VmError                       one VM: its name, last console lines, the log's path
     +-- BootFailed                no READY from the agent, for whatever reason
     +-- QemuFailed                QEMU ended by itself, or refused its arguments; quotes its stderr
@@ -59,6 +60,10 @@ class RunError(TestbedError):
 
 class NetworkError(TestbedError):
     """The network between the VMs could not be made."""
+
+
+class TemplateError(TestbedError):
+    """A template for clones could not be built, found or used; nothing half-made is left."""
 
 
 class VmError(TestbedError):

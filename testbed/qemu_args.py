@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Accel = Literal["kvm", "tcg"]
 DEFAULT_QEMU = "qemu-system-x86_64"
+ROOT_PORTS = 28
+"""Root ports that q35's bus has room for beside our own devices."""
 BOOT_ARGS = ("console=ttyS0", "quiet", "panic=-1", "intel_iommu=on", "iommu=pt")
 """What our guests need on the kernel's command line; an image may know better (`Image.kernel_arguments`).
 
@@ -81,7 +83,8 @@ class VmSpec:
     come from `images.ensure()`; the root file system is the first disk, read-only, shared with every other
     VM. `accel` is what `testbed.accel` proved. `region_ports` root ports wait for shared-memory devices,
     because nothing can be plugged into q35's own bus; each can take a region of `region_port_mib` at most, a
-    power of two. `ip` is an address with prefix for the first NIC. `kernel_args` are appended, `extra` goes
+    power of two. `hot_ports` more wait for network cards that come later, as they do in a clone. `ip` is an address
+    with prefix for the first NIC. `kernel_args` are appended, `extra` goes
     to QEMU as it is.
     """
 
@@ -95,6 +98,7 @@ class VmSpec:
     memory: Memory = field(default_factory=Memory)
     region_ports: int = 4
     region_port_mib: int = 256
+    hot_ports: int = 0
     nics: tuple[Nic, ...] = ()
     disks: tuple[Disk, ...] = ()
     ip: str = ""
@@ -116,12 +120,14 @@ class VmSpec:
             ("cpus", self.cpus, 1),
             ("memory", self.memory.mib, 64),
             ("region_ports", self.region_ports, 0),
+            ("hot_ports", self.hot_ports, 0),
             ("tb_mib", self.tb_mib, 1),
         ):
             if value < least:
                 raise SpecError(f"VM {self.name}: {what} is {value}, the least is {least}")
-        if self.region_ports > 28:
-            raise SpecError(f"VM {self.name}: {self.region_ports} region ports; q35's bus has room for 28")
+        if self.region_ports + self.hot_ports > ROOT_PORTS:
+            ports = f"{self.region_ports} region ports" + (f", {self.hot_ports} hot ports" if self.hot_ports else "")
+            raise SpecError(f"VM {self.name}: {ports}; q35's bus has room for {ROOT_PORTS}")
         if self.region_port_mib < 1 or self.region_port_mib & (self.region_port_mib - 1):
             raise SpecError(f"VM {self.name}: region_port_mib is {self.region_port_mib}; it must be a power of two")
         if (self.memory.backend == "file") != (self.memory.path is not None):
@@ -215,6 +221,8 @@ def _machine(spec: VmSpec) -> list[str]:
     args += ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]
     # Tells the host of a panic at once, with a QMP event, if the guest has the driver.
     args += ["-device", "pvpanic-pci"]
+    # Changes in every clone, upon which the guest's kernel (5.18 and newer) seeds its random numbers anew.
+    args += ["-device", "vmgenid,guid=auto"]
     return args
 
 
@@ -251,12 +259,16 @@ def _disks(spec: VmSpec) -> list[str]:
 def _nics(spec: VmSpec) -> list[str]:
     args: list[str] = []
     for index, nic in enumerate(spec.nics):
-        kind, _, rest = nic.netdev.partition(",")
-        args += ["-netdev", f"{kind},id=net{index}" + (f",{rest}" if rest else "")]
+        args += _netdev(index, nic)
         # No option ROM: nobody boots from this network, and SeaBIOS would spend its time on it.
         device = f"virtio-net-pci,netdev=net{index},mac={nic.mac},romfile="
         args += ["-device", device + (f",host_mtu={nic.mtu}" if nic.mtu else "")]
     return args
+
+
+def _netdev(index: int, nic: Nic) -> list[str]:
+    kind, _, rest = nic.netdev.partition(",")
+    return ["-netdev", f"{kind},id=net{index}" + (f",{rest}" if rest else "")]
 
 
 def _ports(spec: VmSpec) -> list[str]:
@@ -268,12 +280,40 @@ def _ports(spec: VmSpec) -> list[str]:
             f"pcie-root-port,id={port_name(index)},chassis={index + 1},slot={index + 1},"
             f"pref64-reserve={spec.region_port_mib}M",
         ]
+    for index in range(spec.hot_ports):
+        number = spec.region_ports + index + 1
+        args += ["-device", f"pcie-root-port,id={hot_port_name(index)},chassis={number},slot={number}"]
     return args
 
 
 def port_name(index: int) -> str:
     """The id, for `bus=`, of the root port with this number."""
     return f"rp{index}"
+
+
+def hot_port_name(index: int) -> str:
+    """The id of the root port for a device other than a region."""
+    return f"hp{index}"
+
+
+def clone_args(machine: VmSpec, spec: VmSpec, wiring: Wiring) -> list[str]:
+    """The command line of a QEMU that takes over a template's state: the template's `machine`, name and NICs of `spec`.
+
+    No kernel: it is in the memory that is taken over, and reading it again would cost a tenth of the start. The NICs'
+    back ends only: the cards are plugged in by `clone_nic` when the state is there, because it has none.
+    """
+    args = [machine.qemu, "-name", f"{spec.name},debug-threads=on", *_machine(machine), *_links(wiring)]
+    args += [*_disks(machine), *_ports(machine), *machine.extra]
+    for index, nic in enumerate(spec.nics):
+        args += _netdev(index, nic)
+    return [*args, "-incoming", "defer"]
+
+
+def clone_nic(index: int, nic: Nic) -> dict[str, object]:
+    """QMP device_add arguments for NIC number `index` of a clone."""
+    device: dict[str, object] = {"driver": "virtio-net-pci", "id": f"nic{index}", "netdev": f"net{index}",
+                                 "mac": nic.mac, "romfile": "", "bus": hot_port_name(index)}  # fmt: skip
+    return device | ({"host_mtu": nic.mtu} if nic.mtu else {})
 
 
 def format_args(args: Sequence[str]) -> str:

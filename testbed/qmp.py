@@ -88,6 +88,7 @@ class Qmp:
         self._changed = threading.Condition()
         self._open: dict[str, tuple[str, float]] = {}
         self._closed = False
+        self._over = False
         self.connected_at: float | None = None
         """When the connection stood (time.monotonic)."""
         self._connected = self._loop.submit(self._connect(sock))
@@ -160,13 +161,20 @@ class Qmp:
         def look() -> bool:
             nonlocal found
             found = next((event for event in self._events[since:] if wanted(event)), None)
-            return found is not None or self._closed
+            return found is not None or self._closed or self._over
 
         with self._changed:
             self._changed.wait_for(look, timeout)
         if found is None:
-            raise QmpError("QMP: the connection is gone" if self._closed else f"QMP: no such event in {timeout:g} s")
+            gone = self._closed or self._over
+            raise QmpError("QMP: the connection is gone" if gone else f"QMP: no such event in {timeout:g} s")
         return found
+
+    def ended(self) -> None:
+        """QEMU is gone: nobody need wait for an event any more."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def mark(self) -> int:
         """A position in the events, to wait for later ones."""

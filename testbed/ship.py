@@ -72,7 +72,8 @@ def check(job: Job) -> int:
 def specs(bed: Testbed, job: Job, size: int, scratch: Path | None) -> tuple[VmSpec, VmSpec]:
     """The sending and the receiving VM. A file above IN_MEMORY is a disk of the one, `scratch` one of the other."""
     on_disk = size > IN_MEMORY
-    memory = 256 + (0 if on_disk else 3 * size >> 20)
+    # A power of two: each other size would need a template of its own.
+    memory = 1 << (255 + (0 if on_disk else 3 * size >> 20)).bit_length()
     sending, receiving = (bed.spec(name, memory_mib=memory) for name in (job.source, job.target))
     if not on_disk:
         return sending, receiving

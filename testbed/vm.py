@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,6 +52,7 @@ E = TypeVar("E", bound=VmError)
 BOOT_SECONDS = 90.0
 """How long a boot may take before it counts as failed; ten times what an idle machine needs under TCG."""
 COMMAND_SECONDS = 300.0
+_NOISE = re.compile(r"info: QEMU waiting for connection on|warning: netdev \w+ has no peer")
 _LAST_WORDS_SECONDS = 3.0
 _PANIC_SECONDS = 2.0
 
@@ -111,14 +113,12 @@ class Vm:
                     for end in ("console", "agent", "qmp")
                 )
             )
-            fds = [listener.fileno() for listener, _ in ends.values()]
-            for nic in self.spec.nics:
-                fds += nic.fds
+            fds = [*(listener.fileno() for listener, _ in ends.values()), *self._descriptors()]
             with self.stderr_log.open("wb") as stderr:
                 self._began = time.monotonic()
                 try:
                     self._process = self.run.popen(
-                        qemu_args(self.spec, wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds
+                        self._command(wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds
                     )
                 except (FileNotFoundError, PermissionError) as error:
                     # A directory of PATH that may not be looked into also ends as "permission denied".
@@ -141,6 +141,13 @@ class Vm:
         self._pidfd = os.pidfd_open(self._process.pid)
         EventLoop.get().watch_fd(self._pidfd, self._on_exit)
 
+    def _command(self, wiring: Wiring) -> list[str]:
+        return qemu_args(self.spec, wiring)
+
+    def _descriptors(self) -> list[int]:
+        """What QEMU inherits, by the same numbers, beside its sockets."""
+        return [fd for nic in self.spec.nics for fd in nic.fds]
+
     def _socket(self, end: str, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
         """A listening socket for QEMU, at a path so that people can look in, and our connection to it."""
         path = str(self.run.path(f"{self.name}.{end}"))
@@ -156,15 +163,15 @@ class Vm:
         try:
             return self._agent.wait_ready(timeout)
         except TimeoutError:
-            raise self._error(
+            raise self.error(
                 BootFailed, f"no READY from its agent in {timeout:.0f} s (QEMU: {self._run_state()})"
             ) from None
         except QemuFailed as error:
             if self._console.first_byte is None:
                 raise
-            raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+            raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
         except VmError as error:
-            raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+            raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
 
     def shutdown(self, timeout: float = 60.0) -> None:
         """Have the guest sync and power off, wait for QEMU's end. Raises TimedOut, after killing it."""
@@ -173,7 +180,7 @@ class Vm:
         self._agent.poweroff()
         if not self._exited.wait(timeout):
             self._kill()
-            raise self._error(TimedOut, f"did not power off in {timeout:g} s; it was killed")
+            raise self.error(TimedOut, f"did not power off in {timeout:g} s; it was killed")
 
     def crash(self) -> None:
         """Kill QEMU (signal 9), as a power cut would."""
@@ -243,11 +250,11 @@ class Vm:
 
     def _on_finding(self, finding: Finding) -> None:
         if finding.severity == "oops":
-            self._agent.poison(lambda: self._error(GuestOops, f"the kernel reported: {finding.text}"))
+            self._agent.poison(lambda: self.error(GuestOops, f"the kernel reported: {finding.text}"))
             return
         # QEMU's end follows at once and says it all; but a kernel told not to restart sits there for ever.
         timer = threading.Timer(
-            _PANIC_SECONDS, self._agent.end, [lambda: self._error(GuestPanicked, self._panic_text() or finding.text)]
+            _PANIC_SECONDS, self._agent.end, [lambda: self.error(GuestPanicked, self._panic_text() or finding.text)]
         )
         timer.daemon = True
         timer.start()
@@ -263,6 +270,7 @@ class Vm:
         self._death = lambda: self._cause_of_death(code)
         self._agent.end(self._death)
         self._exited.set()
+        self._qmp.ended()
 
     def _panic_text(self) -> str:
         return next((f.text for f in self._console.findings if f.severity == "panic"), "")
@@ -271,19 +279,21 @@ class Vm:
         panic = self._panic_text()
         oops = next((f.text for f in self._console.findings if f.severity == "oops"), "")
         if panic and oops:  # the kernel was told to panic on an oops (oops=panic): the oops is what happened
-            return self._error(GuestOops, f"the kernel reported: {oops}; then it panicked, as it was told to")
+            return self.error(GuestOops, f"the kernel reported: {oops}; then it panicked, as it was told to")
         if panic:
-            return self._error(GuestPanicked, panic)
+            return self.error(GuestPanicked, panic)
         if self._stopping:
-            return self._error(VmStopped, f"it was {self._stopping}")
+            return self.error(VmStopped, f"it was {self._stopping}")
         stderr = self.stderr_log.read_text("utf-8", "replace").strip()
         if self._shutdown_reason == "guest-shutdown":
-            return self._error(VmStopped, "it powered itself off")
+            return self.error(VmStopped, "it powered itself off")
         if self._shutdown_reason == "guest-reset":
-            return self._error(VmStopped, "it restarted itself: a reboot, or a triple fault")
+            return self.error(VmStopped, "it restarted itself: a reboot, or a triple fault")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        error = self._error(
-            QemuFailed, f"QEMU ended ({how}){': ' + stderr if stderr else ' and said nothing'}", hint=hint_for(stderr)
+        # What QEMU says of our own way of starting it is no reason for its end.
+        said = "\n".join(line for line in stderr.splitlines() if not _NOISE.search(line))
+        error = self.error(
+            QemuFailed, f"QEMU ended ({how}){': ' + said if said else ' and said nothing'}", hint=hint_for(said)
         )
         error.exit_code, error.stderr = code, stderr
         return error
@@ -294,7 +304,7 @@ class Vm:
             self._exited.wait(_LAST_WORDS_SECONDS)
         if self._death is not None:
             return self._death()
-        return self._error(AgentLost, f"{text}; whether the call took effect is not known")
+        return self.error(AgentLost, f"{text}; whether the call took effect is not known")
 
     def _process_ends(self) -> bool:
         """Whether QEMU has ended, or closed its console, which it does only then."""
@@ -303,7 +313,7 @@ class Vm:
     def _hung(self, text: str) -> TestbedError:
         warnings = self._console.warnings()
         because = f"; the console warns: {warnings[-1]}" if warnings else ""
-        return self._error(
+        return self.error(
             GuestHung,
             f"{text}; QEMU: {self._run_state()}{because}",
             hint=hint_for(*warnings) or "attach to the console, or raise the limit if the machine is overloaded",
@@ -315,7 +325,8 @@ class Vm:
         except QmpError as error:
             return f"does not answer either ({error})"
 
-    def _error(self, kind: type[E], message: str, *, hint: str = "") -> E:
+    def error(self, kind: type[E], message: str, *, hint: str = "") -> E:
+        """An exception about this VM, with its console's tail and its log."""
         tail = self._console.tail()
         return kind(message, vm=self.name, console=tail, log=self.log, hint=hint or hint_for(message, *tail))
 
@@ -369,7 +380,7 @@ class Vm:
         try:
             return self._agent.execute(_argv(command), stdin=stdin, cwd=cwd, env=env, timeout=timeout)
         except TimeoutError:
-            raise self._error(TimedOut, f"{command!r} took longer than {timeout:g} s; it was killed") from None
+            raise self.error(TimedOut, f"{command!r} took longer than {timeout:g} s; it was killed") from None
 
     def succeed(self, *commands: str | Sequence[str], timeout: float | None = COMMAND_SECONDS) -> str:
         """Run commands that must end with 0, one after the other; returns their standard outputs, joined, as
@@ -416,7 +427,7 @@ class Vm:
             for name, text in (("stdout", result.out), ("stderr", result.err))
             if text.strip()
         )
-        error = self._error(CommandFailed, f"{command!r} {how}{words}")
+        error = self.error(CommandFailed, f"{command!r} {how}{words}")
         error.exit_code, error.stdout, error.stderr = result.exit_code, result.stdout, result.stderr
         return error
 
@@ -460,16 +471,16 @@ class Vm:
         try:
             yield
         except AgentFault as fault:
-            error = self._error(FileFailed, f"{what}: the guest says: {fault}")
+            error = self.error(FileFailed, f"{what}: the guest says: {fault}")
             error.errno = fault.errno
             raise error from None
         except HostFault as fault:
-            error = self._error(FileFailed, f"{what}: {fault}")
+            error = self.error(FileFailed, f"{what}: {fault}")
             if isinstance(fault.__cause__, OSError):
                 error.errno = fault.__cause__.errno or 0
             raise error from fault.__cause__
         except TimeoutError:
-            raise self._error(TimedOut, f"{what} took longer than {timeout} s") from None
+            raise self.error(TimedOut, f"{what} took longer than {timeout} s") from None
 
     def wait_for_console_text(self, pattern: str, timeout: float = 60.0, *, since: int = 0) -> str:
         """Wait until the console shows a match of the regular expression; returns the match.
@@ -485,7 +496,7 @@ class Vm:
             if self._death is not None:
                 raise self._death()
             if time.monotonic() >= deadline:
-                raise self._error(TimedOut, f"nothing like {pattern!r} on the console in {timeout:g} s")
+                raise self.error(TimedOut, f"nothing like {pattern!r} on the console in {timeout:g} s")
             if self._exited.is_set() or not self._console.wait_changed(seen, min(1.0, deadline - time.monotonic())):
                 continue
             self._exited.wait(0.01 if self._console.position() == seen else 0)
@@ -504,7 +515,7 @@ class Vm:
             self._exited.wait(_LAST_WORDS_SECONDS)
         if self._death is not None:
             return self._death()
-        failed = self._error(QmpFailed, str(error))
+        failed = self.error(QmpFailed, str(error))
         failed.error_class = error.error_class
         return failed
 
@@ -524,6 +535,25 @@ class Vm:
         """Let the guest's CPUs run again."""
         self.qmp("cont")
         self._paused = False
+
+    def migrate(self, command: str, uri: str, timeout: float) -> None:
+        """Save or load state (QMP migrate or migrate-incoming, capability "events" set) and wait for its end.
+
+        `timeout` in seconds. Raises QmpFailed, or what ended the VM: a QEMU that cannot load ends.
+        """
+        mark = self._qmp.mark()
+        self.qmp(command, {"uri": uri})
+
+        def over(event: Event) -> bool:
+            return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
+
+        try:
+            event = self._qmp.wait_event(over, since=mark, timeout=timeout)
+        except QmpError as error:
+            raise self._qmp_failed(error) from error
+        if event["data"]["status"] != "completed":
+            reason = self.qmp("query-migrate").get("error-desc", "no reason given")
+            raise self.error(QmpFailed, f"QMP {command}: {event['data']['status']}: {reason}")
 
     def plug(self, device: Mapping[str, object], *, timeout: float = 30.0) -> str:
         """Plug a device in (QMP device_add); without a "bus" it goes to a free root port. Returns that bus.
@@ -573,7 +603,7 @@ class Vm:
             failed.hint = "the guest must agree: is a program still using the device?"
             raise failed from error
         if event["event"] != "DEVICE_DELETED":
-            raise self._error(QmpFailed, f"the guest refused to let go of device {device}")
+            raise self.error(QmpFailed, f"the guest refused to let go of device {device}")
 
     def add_chardev(self, name: str, path: Path) -> None:
         """Connect QEMU to the listening Unix socket at `path`, as character device `name`. Raises QmpFailed."""
@@ -601,7 +631,11 @@ class Vm:
 
 def boot_all(specs: Sequence[VmSpec], run: Run, timeout: float = BOOT_SECONDS) -> list[Vm]:
     """Boot several VMs at the same time. If one fails, all are ended and its exception is raised."""
-    vms = [Vm(spec, run) for spec in specs]
+    return start_all([Vm(spec, run) for spec in specs], timeout)
+
+
+def start_all(vms: list[Vm], timeout: float = BOOT_SECONDS) -> list[Vm]:
+    """Start several VMs at the same time and wait until all are ready. If one fails, all are ended."""
     deadline = time.monotonic() + timeout
     try:
         for vm in vms:

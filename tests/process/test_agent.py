@@ -1,5 +1,6 @@
 """The management agent and its client, over a socket pair: the guest's end is a process of this host."""
 
+import errno
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,3 +297,12 @@ def test_a_slow_command_is_no_hang(bench: Bench, monkeypatch: pytest.MonkeyPatch
 def test_the_agent_does_not_switch_off_a_real_machine(bench: Bench) -> None:
     bench.client.poweroff()
     assert bench.client.ping() > 0
+
+
+def test_this_machine_keeps_its_identity(bench: Bench) -> None:
+    before = (os.uname().nodename, Path("/proc/sys/kernel/random/boot_id").read_text())
+    identity = {"name": "other", "boot_id": str(uuid.uuid4()), "machine_id": "0" * 32}
+    with pytest.raises(AgentFault, match="not in a virtual machine") as caught:
+        bench.client.identify(**identity, entropy=bytes(32), timeout=20)
+    assert caught.value.errno == errno.EPERM
+    assert (os.uname().nodename, Path("/proc/sys/kernel/random/boot_id").read_text()) == before

@@ -1,0 +1,114 @@
+"""Measures how VMs come to be: cold boots, clones, what an idle clone costs. Depends on `testbed.bed` and below.
+
+Every sample is kept with its unit; nothing is averaged away. Cold boots and clones are of the same machine in the same
+run, one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.clone import Clone
+from testbed.errors import SpecError
+from testbed.template_build import cpu_seconds, obtain
+from testbed.vm import Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.bed import Testbed
+
+IDLE_SECONDS = 5.0
+"""How long an idle clone is watched."""
+IDLE_CLONES = 3
+_CALM_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured: `samples` in `unit`, in the order they were taken. `note` says what it is."""
+
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+    note: str
+
+    def percentile(self, percent: float) -> float:
+        """The smallest sample that `percent` of all do not exceed."""
+        return percentile(self.samples, percent)
+
+
+def percentile(samples: tuple[float, ...], percent: float) -> float:
+    """Nearest rank: always a value that was measured. `percent` from 0 to 100."""
+    if not samples:
+        raise ValueError("no samples")
+    return sorted(samples)[max(0, math.ceil(percent / 100 * len(samples)) - 1)]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one process holds, in MiB, from /proc/PID/smaps_rollup.
+
+    `private` are pages that it alone has written, `proportional` counts each shared page by its share.
+    """
+
+    private: float
+    proportional: float
+
+
+def memory_of(pid: int) -> Memory:
+    """What the process holds now."""
+    sizes = {"Private_Dirty": 0, "Pss": 0}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0])
+    return Memory(sizes["Private_Dirty"] / 1024, sizes["Pss"] / 1024)
+
+
+def measure(bed: Testbed, *, samples: int = 20, cold: int = 3, memory_mib: int = 256,
+            say: Callable[[str], None]) -> list[Row]:  # fmt: skip
+    """Boot `cold` VMs and clone `samples`, one after the other, each to its agent's first answer as itself.
+
+    Raises SpecError for less than one of either, and what else can happen to a VM.
+    """
+    if samples < 1 or cold < 1:
+        raise SpecError(f"{samples} clones and {cold} boots: at least one of each is needed")
+    spec = bed.spec("bench", memory_mib=memory_mib)
+    boots, clones, private, proportional, idle = [], [], [], [], []
+    for index in range(cold):
+        say(f"cold boot {index + 1} of {cold}")
+        boots.append(_timed(Vm(spec, bed.run)))
+    with obtain(spec, notify=say) as template:
+        say(f"{samples} clones")
+        for _ in range(samples):
+            clones.append(_timed(Clone(template, spec, bed.run)))  # noqa: PERF401 - it is a boot, not a list
+        say(f"{IDLE_CLONES} clones that idle for {IDLE_SECONDS:g} s")
+        for _ in range(IDLE_CLONES):
+            with Clone(template, spec, bed.run) as clone:
+                time.sleep(_CALM_SECONDS)
+                began, used = time.monotonic(), cpu_seconds(clone.pid)
+                time.sleep(IDLE_SECONDS)
+                idle.append(100 * (cpu_seconds(clone.pid) - used) / (time.monotonic() - began))
+                memory = memory_of(clone.pid)
+                private.append(memory.private)
+                proportional.append(memory.proportional)
+    what = f"idle clone of {memory_mib} MiB"
+    return [
+        Row("cold-boot", "s", tuple(boots), "QEMU's start to the agent's first answer"),
+        Row("clone", "s", tuple(clones), "the same, as itself: name, clock, randomness"),
+        Row("clone-memory", "MiB", tuple(private), f"{what}: pages of its own"),
+        Row("clone-memory-pss", "MiB", tuple(proportional), f"{what}: with its share of shared pages"),
+        Row("clone-idle", "%", tuple(idle), f"{what}: of one processor, over {IDLE_SECONDS:g} s"),
+    ]
+
+
+def _timed(vm: Vm) -> float:
+    began = time.monotonic()
+    with vm:
+        vm.agent.ping()
+        return time.monotonic() - began
