@@ -18,6 +18,7 @@ import images
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
 from testbed import accel as accelerators
+from testbed import faults
 from testbed import network as networks
 from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from testbed.accel import Verdict, Wish
+    from testbed.faults import DoorbellPlan
 
 MIB = 1 << 20
 #: Bytes of a link: header page, the channels below, and a part of its own for each member.
@@ -74,6 +76,7 @@ class Testbed:
         self.network: networks.Network | None = None
         self._qemu = qemu
         self._service: RegionService | None = None
+        self._detours: dict[str, tuple[Region, dict[str, faults.Detour]]] = {}
 
     def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
         """A VM of this testbed's image, QEMU and accelerator; `fields` are those of `VmSpec`."""
@@ -101,22 +104,36 @@ class Testbed:
         self.vms.update((vm.name, vm) for vm in booted)
         return booted
 
-    def region(self, spec: RegionSpec) -> Region:
-        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves."""
+    def region(self, spec: RegionSpec, *, doorbells: DoorbellPlan | None = None) -> Region:
+        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves.
+
+        Args:
+            spec: see there.
+            doorbells: faults of the doorbells between its members; see `testbed.faults`.
+        """
         if self._service is None:
             service = RegionService(self.run.directory, self.run.env)
             service.start()
             self._service = service
         region = self._service.create(spec)
+        if doorbells is not None:
+            region, detours = faults.detour(region, doorbells)
+            self._detours[region.name] = region, detours
         for member in spec.members:
             if member in self.vms:
                 plug(self.vms[member], region)
         return region
 
-    def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES) -> Region:
+    def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES,
+             doorbells: DoorbellPlan | None = None) -> Region:
         """A region for two VMs, both of which may write, with the channels of `link_channels`."""
         members = {a.name: Rights.RW, b.name: Rights.RW}
-        return self.region(RegionSpec(name or f"{a.name}-{b.name}", size, members, link_channels(a.name, b.name)))
+        spec = RegionSpec(name or f"{a.name}-{b.name}", size, members, link_channels(a.name, b.name))
+        return self.region(spec, doorbells=doorbells)
+
+    def doorbells(self, region: str) -> dict[tuple[str, str], faults.Counts]:
+        """What happened so far to the doorbells of a region made with faults, by (member that rings, member rung)."""
+        return faults.counts(*self._detours[region]) if region in self._detours else {}
 
     @property
     def service(self) -> RegionService | None:
@@ -128,6 +145,9 @@ class Testbed:
         try:
             for vm in self.vms.values():
                 vm.close()
+            for _, detours in self._detours.values():
+                for detour in detours.values():
+                    detour.close()
             if self._service is not None:
                 self._service.close()
         finally:

@@ -1,6 +1,6 @@
 """One virtual machine: started, watched, used, ended.
 
-Depends on the rest of `testbed` below it: qemu_args, run, qmp, console, agent, errors. The verbs are those of
+Depends on the rest of `testbed` below it: qemu_args, run, qmp, console, agent, starve, errors. The verbs are those of
 the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits on a VM
 is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
 """
@@ -38,9 +38,11 @@ from testbed.errors import (
 from testbed.hints import hint_for
 from testbed.qemu_args import VmSpec, Wiring, port_name, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
+from testbed.starve import Starved, starve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -524,6 +526,10 @@ class Vm:
         """Let the guest's CPUs run again."""
         self.qmp("cont")
         self._paused = False
+
+    def starve(self, share: float, *, seed: int = 0) -> AbstractContextManager[Starved]:
+        """Let QEMU run for `share` (above 0, below 1) of the time while the block runs, in turns drawn from `seed`."""
+        return starve(self.pid, share, seed=seed)
 
     def plug(self, device: Mapping[str, object], *, timeout: float = 30.0) -> str:
         """Plug a device in (QMP device_add); without a "bus" it goes to a free root port. Returns that bus.
