@@ -110,7 +110,7 @@ def test_a_conversation_comes_through(region: Region, channel: str, role: str) -
             assert converse(mine, channel, "receive" if role == "send" else "send", 2 * BLOCK) == 0
             assert other.wait(PATIENCE) == 0
         told = sum(faults.counts(region, detours).values(), Counts())
-        assert told.delayed and told.doubled and told.dropped, told
+        assert min(told.delayed, told.doubled, told.dropped) > 0, told
     finally:
         for one in detours.values():
             one.close()
