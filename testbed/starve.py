@@ -74,8 +74,8 @@ def starve(pid: int, share: float, *, period: float = PERIOD, seed: int = 0) -> 
                 with contextlib.suppress(ProcessLookupError):  # the helper may have been killed at the wrong moment
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         if helper.returncode != 0:
-            raise TestbedError(f"process {pid} was not starved to the end: the helper (process {helper.pid}) ended with "
-                               f"exit code {helper.returncode}", hint="was it killed? The process runs freely again")
+            raise TestbedError(f"process {pid} was not starved to the end: the helper (process {helper.pid}) ended "
+                               f"with exit code {helper.returncode}", hint="was it killed?")
         for name, value in json.loads(told).items():
             setattr(starved, name, value)
     finally:
