@@ -10,6 +10,7 @@ from typing import Self
 import pytest
 
 from images import Image
+from images.archive import file, make_cpio
 from testbed.kernel import BUILD_TREE_KERNEL
 from testbed.run import Run
 from testbed.vm import Vm
@@ -43,6 +44,15 @@ def test_a_build_tree_and_an_own_image_boot(
         assert vm.succeed("cat /sys/class/dmi/id/product_serial") == "of-my-own\n"
         command = Path(f"/proc/{vm.pid}/cmdline").read_bytes().split(b"\0")
         assert str(tmp_path / "rootfs") in command[command.index(b"-drive") + 1].decode()
+
+
+def test_modules_of_another_kernel_hold_nothing_up(spec: SpecMaker, run: Run, image: Image, tmp_path: Path) -> None:
+    """A kernel with all drivers built in refuses those in the initramfs, and boots all the same."""
+    order = "".join(f"{name}.ko\n" for name in ("foreign", *image.manifest["boot_modules"]))
+    more = make_cpio([file("modules/foreign.ko", b"\x7fELF"), file("modules/order", order.encode())])
+    (tmp_path / "initrd").write_bytes(image.initrd.read_bytes() + more)
+    with Vm.boot(spec("foreign", initrd=tmp_path / "initrd"), run) as vm:
+        assert "did not take foreign; it must have them built in" in vm.log.read_text()
 
 
 class Gdb:
