@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VENDOR_DEVICE = ("0x1af4", "0x1110")
 IV_POSITION = 8
 DOORBELL = 12
-_LOCK = Path("/run/idc-ivshmem.lock")
+LOCK = Path("/run/idc-ivshmem.lock")
 _NETLINK_KOBJECT_UEVENT = 15
 
 
@@ -96,7 +96,7 @@ def _wait_for_change(events: socket.socket, timeout: float) -> None:
 
 def _scan(name: str, seen: list[str]) -> Region | None:
     # One scan at a time: opening a device to read its name makes it busy for any other scanner.
-    with _LOCK.open("w") as lock:
+    with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for address in addresses():
             try:

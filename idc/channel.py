@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from idc import layout
 from idc.errors import NotConnectedError, TimedOutError
+from idc.faults import Point, passing
 from idc.region import wait_event
 from idc.ring import ByteReceiver, ByteSender, MessageReceiver, MessageSender, fence, load_u64, store_u64
 
@@ -70,11 +71,15 @@ class Handshake:
         """
         store_u64(self._memory, self._mine + layout.SIDE_ACK, 0)
         store_u64(self._memory, self._mine + layout.SIDE_STATE, SideState.ABSENT)
+        passing(Point.CLEARED)
         store_u64(self._memory, self._mine + layout.SIDE_EPOCH, self.epoch)
+        passing(Point.EPOCH)
 
     def open(self) -> None:
         """Announce that the rings are reset and everything is in place."""
+        passing(Point.RESET)
         store_u64(self._memory, self._mine + layout.SIDE_STATE, SideState.OPEN)
+        passing(Point.OPENED)
 
     def step(self) -> tuple[bool, bool]:
         """Look at the other side once: (connected, something of ours changed so that it should be rung)."""
@@ -88,6 +93,7 @@ class Handshake:
             self.peer_epoch = epoch
             self.peer_word = word
             store_u64(self._memory, self._mine + layout.SIDE_ACK, epoch)
+            passing(Point.ACKED)
         # read after the epoch: a side that begins anew clears its acknowledgement before it changes its epoch
         acknowledged = load_u64(self._memory, self._theirs + layout.SIDE_ACK) == self.epoch
         opened = load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
@@ -98,6 +104,7 @@ class Handshake:
     def close(self, reason: int) -> None:
         """Say that this side is done; what was sent before is still delivered."""
         store_u64(self._memory, self._mine + layout.SIDE_STATE, reason << 32 | SideState.CLOSED)
+        passing(Point.CLOSED)
 
     def watches(self) -> list[tuple[int, int]]:
         """(offset, value) of the words whose change ends the connection: the peer's epoch, state and presence."""

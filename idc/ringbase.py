@@ -1,6 +1,6 @@
 """What all ends of rings have in common: opening, watching, waiting, counting, failing.
 
-Depends on idc._core, idc.bell, idc.words and idc.errors. Users import idc.ring.
+Depends on idc._core, idc.bell, idc.faults, idc.words and idc.errors. Users import idc.ring.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from idc import faults
 from idc._core import ffi, lib
 from idc.errors import (
     BackPressuredError,
@@ -39,6 +40,8 @@ DEFAULT_SPIN: Final = 50e-6
 POLL_ONLY: Final = -1.0
 
 _LINE = 64
+
+faults.arm_from()
 
 
 @dataclass(frozen=True)

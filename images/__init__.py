@@ -9,6 +9,7 @@ from __future__ import annotations
 from images.build import ensure
 from images.cache import default_directory
 from images.errors import ImageError, MissingProgramError, ProgramError
+from images.external import build_module
 from images.image import Image, list_images, prune, show
 from images.spec import DEFAULT, ImageSpec
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImageSpec",
     "MissingProgramError",
     "ProgramError",
+    "build_module",
     "default_directory",
     "ensure",
     "list_images",

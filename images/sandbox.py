@@ -56,6 +56,17 @@ mkfs.erofs -T0 -U "$uuid" "$@" /tmp/image $r >&2
 cat /tmp/image
 """
 
+#: 3: tree with headers, 4: sources below build/. $1: kernel release. Out: the modules as tar. The tree is unpacked, not
+#: installed, so nobody has made awk.
+MODULE = _BEGIN + """\
+release=$1
+tar -C $r -x <&4
+ln -sf mawk $r/usr/bin/awk
+chroot $r /usr/bin/make -C "/usr/src/linux-headers-$release" M=/build modules >&2
+cd $r/build
+tar -c --owner=0 --group=0 --mtime=@0 -- *.ko
+"""
+
 #: mmdebstrap's customize hook for the base tree; $1 is the tree. Takes away what no guest uses, and compiles Python so
 #: that the guest neither compiles nor even looks at the sources' times.
 BASE_HOOK = """\

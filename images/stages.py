@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 import time
 import uuid
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from images.sources import SITE, code_of, hash_of, initramfs_script, package_ent
 from images.spec import BUILDER_VERSION, ImageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from images.cache import Cache
     from images.runner import Runner
@@ -240,6 +241,24 @@ class Workshop:
             made, packed = work / "core.tar", work / "sources.tar"
             packed.write_bytes(archive.make_tar(archive.with_parents(sources.core())))
             self._sandbox("core", "compiling the C core", sandbox.CORE, [dev, packed], made)
+            self.cache.publish(made, path)
+
+    def kbuild(self, apt: Apt, packages: tuple[str, ...], path: Path) -> None:
+        """The tree in which modules for a kernel are compiled."""
+        with self.making("kbuild", "unpacking kernel headers and compiler") as work:
+            made = work / "kbuild.tar"
+            self._mmdebstrap("kbuild", apt, made, "extract", packages)
+            self.cache.publish(made, path)
+
+    def module(self, kbuild: Path, sources: Sequence[archive.Entry], release: str, name: str, path: Path) -> None:
+        """A user's own modules, compiled in the tree that `kbuild` made."""
+        with self.making("module", f"compiling {name} for {release}") as work:
+            made, packed, out = work / "module", work / "sources.tar", work / "module.tar"
+            packed.write_bytes(archive.make_tar(archive.with_parents(sources)))
+            self._sandbox("module", f"compiling {name}", sandbox.MODULE, [kbuild, packed], out, release)
+            made.mkdir()
+            with tarfile.open(out) as archived:
+                archived.extractall(made, filter="data")
             self.cache.publish(made, path)
 
     def _sandbox(self, kind: str, what: str, script: str, inputs: list[Path], out: Path, *words: str) -> None:

@@ -18,6 +18,7 @@ import images
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
 from testbed import accel as accelerators
+from testbed import faults
 from testbed import network as networks
 from testbed.clone import Clone
 from testbed.errors import SpecError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from testbed.accel import Verdict, Wish
+    from testbed.faults import DoorbellPlan
 
 Boot = Literal["auto", "warm", "cold"]
 """How VMs start: cloned where a template can serve them, else booted and said so; cloned or refused; booted."""
@@ -85,6 +87,7 @@ class Testbed:
         self._boot = boot
         self._notify = notify
         self._templates: dict[str, Template] = {}
+        self._detours: dict[str, tuple[Region, dict[str, faults.Detour]]] = {}
 
     def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
         """A VM of this testbed's image, QEMU and accelerator; `fields` are those of `VmSpec`."""
@@ -130,8 +133,12 @@ class Testbed:
             self._templates[key] = obtain(spec, notify=self._notify)
         return Clone(self._templates[key], spec, self.run)
 
-    def region(self, spec: RegionSpec) -> Region:
+    def region(self, spec: RegionSpec, *, doorbells: DoorbellPlan | None = None) -> Region:
         """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves.
+
+        Args:
+            spec: see there.
+            doorbells: faults of the doorbells between its members; see `testbed.faults`.
 
         Raises:
             SpecError: it is larger than what a member's root ports were given room for.
@@ -144,15 +151,24 @@ class Testbed:
             service.start()
             self._service = service
         region = self._service.create(spec)
+        if doorbells is not None:
+            region, detours = faults.detour(region, doorbells)
+            self._detours[region.name] = region, detours
         for member in spec.members:
             if member in self.vms:
                 plug(self.vms[member], region)
         return region
 
-    def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES) -> Region:
+    def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES,
+             doorbells: DoorbellPlan | None = None) -> Region:
         """A region for two VMs, both of which may write, with the channels of `link_channels`."""
         members = {a.name: Rights.RW, b.name: Rights.RW}
-        return self.region(RegionSpec(name or f"{a.name}-{b.name}", size, members, link_channels(a.name, b.name)))
+        spec = RegionSpec(name or f"{a.name}-{b.name}", size, members, link_channels(a.name, b.name))
+        return self.region(spec, doorbells=doorbells)
+
+    def doorbells(self, region: str) -> dict[tuple[str, str], faults.Counts]:
+        """What happened so far to the doorbells of a region made with faults, by (member that rings, member rung)."""
+        return faults.counts(*self._detours[region]) if region in self._detours else {}
 
     @property
     def service(self) -> RegionService | None:
@@ -164,6 +180,9 @@ class Testbed:
         try:
             for vm in self.vms.values():
                 vm.close()
+            for _, detours in self._detours.values():
+                for detour in detours.values():
+                    detour.close()
             if self._service is not None:
                 self._service.close()
         finally:

@@ -1,10 +1,11 @@
-"""`testbed image`: build, list, show, prune. May import typer and `images`; errors are told by `testbed.cli.main`."""
+"""`testbed image`: build, list, show, module, prune. May import typer and `images`; main tells errors."""
 
 from __future__ import annotations
 
 import json
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -77,6 +78,14 @@ def show(label: Annotated[str, typer.Argument(help="NAME-HASH, or the start of i
     typer.echo("append   " + " ".join(image.kernel_arguments))
     typer.echo("modules  " + " ".join(about["modules"]))
     typer.echo("packages " + " ".join(f"{name}={version}" for name, version in about["packages"]["root"]))
+
+
+@app.command()
+def module(
+    directory: Annotated[Path, typer.Argument(help="Its sources, with a Kbuild or Makefile; see docs/own-module.md.")],
+) -> None:
+    """Build a kernel module of your own for the image's kernel, and print where the .ko file is."""
+    typer.echo(images.build_module(directory, images.ensure(progress=_say), progress=_say))
 
 
 @app.command()

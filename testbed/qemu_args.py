@@ -84,8 +84,8 @@ class VmSpec:
     VM. `accel` is what `testbed.accel` proved. `region_ports` root ports wait for shared-memory devices,
     because nothing can be plugged into q35's own bus; each can take a region of `region_port_mib` at most, a
     power of two. `hot_ports` more wait for network cards that come later, as they do in a clone. `ip` is an address
-    with prefix for the first NIC. `kernel_args` are appended, `extra` goes
-    to QEMU as it is.
+    with prefix for the first NIC. `kernel_args` are appended, `extra` goes to QEMU as it is. `kernel` may be a build
+    tree. `gdb` "on" gives gdb a socket, `Vm.gdb`; with "wait", too, and the guest does not start before gdb lets it.
     """
 
     name: str
@@ -105,6 +105,7 @@ class VmSpec:
     boot_args: tuple[str, ...] = BOOT_ARGS
     kernel_args: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    gdb: Literal["off", "on", "wait"] = "off"
     qemu: str = DEFAULT_QEMU
     tb_mib: int = 128
 
@@ -173,11 +174,15 @@ class VmSpec:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Where QEMU's sockets are: the text after "socket," in -chardev, such as "fd=5,server=on,wait=on"."""
+    """Where QEMU's sockets are: the text after "socket," in -chardev, such as "fd=5,server=on,wait=on".
+
+    `gdb` is empty when none is wanted.
+    """
 
     console: str
     agent: str
     qmp: str
+    gdb: str = ""
 
 
 def path_wiring(directory: str, name: str) -> Wiring:
@@ -200,6 +205,8 @@ def qemu_args(spec: VmSpec, wiring: Wiring) -> list[str]:
     args += _disks(spec)
     args += _nics(spec)
     args += _ports(spec)
+    if spec.gdb == "wait":
+        args += ["-S"]
     args += spec.extra
     return args
 
@@ -239,6 +246,8 @@ def _links(wiring: Wiring) -> list[str]:
     args += ["-device", "virtio-serial-pci,id=vserial"]
     args += ["-chardev", f"socket,id=agent,{wiring.agent}"]
     args += ["-device", f"virtserialport,bus=vserial.0,id=agent,chardev=agent,name={PORT_NAME}"]
+    if wiring.gdb:
+        args += ["-chardev", f"socket,id=gdb,{wiring.gdb}", "-gdb", "chardev:gdb"]
     return args
 
 

@@ -46,6 +46,8 @@ def why_cold(spec: VmSpec) -> str:
         return "it has disks of its own"
     if spec.extra:
         return f"it has extra QEMU options ({' '.join(spec.extra)})"
+    if spec.gdb != "off":
+        return "gdb is to look at it from the start"
     if spec.memory != Memory(spec.memory.mib):
         return "its memory is not plain"
     if len(spec.nics) > HOT_PORTS:

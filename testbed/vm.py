@@ -1,8 +1,8 @@
 """One virtual machine: started, watched, used, ended.
 
-Depends on the rest of `testbed` below it: qemu_args, run, qmp, console, agent, errors. The verbs are those of
-the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits on a VM
-is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
+Depends on the rest of `testbed` below it: qemu_args, kernel, run, qmp, console, agent, starve, errors. The verbs
+are those of the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits on a
+VM is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ from testbed.errors import (
     VmStopped,
 )
 from testbed.hints import hint_for
-from testbed.qemu_args import VmSpec, Wiring, port_name, qemu_args
+from testbed.kernel import resolve_files
+from testbed.qemu_args import VmSpec, Wiring, escape, port_name, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
+from testbed.starve import Starved, starve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -72,11 +75,13 @@ class BootTimes:
 class Vm:
     """A VM of `run`. Starts nothing yet: `start()`, or `Vm.boot(...)` which also waits for READY.
 
+    Raises SpecError for a kernel that is none and for files that cannot be read.
+
     As a context manager it boots if need be and is ended at the end. Thread-safe but for `start` and `close`.
     """
 
     def __init__(self, spec: VmSpec, run: Run) -> None:
-        self.spec = spec
+        self.spec = resolve_files(spec)
         self.run = run
         self.name = spec.name
         self.log: Path = run.path(f"{spec.name}.console.log")
@@ -107,12 +112,13 @@ class Vm:
             ends = {end: self._socket(end, ours) for end in ("console", "agent", "qmp")}
             # wait=on: QEMU takes our connection, which is there already, before it does anything else; so not
             # one byte of the console is lost, and nobody has to try again until a socket appears.
-            wiring = Wiring(
-                *(
-                    f"fd={ends[end][0].fileno()},server=on,wait={'off' if end == 'qmp' else 'on'}"
-                    for end in ("console", "agent", "qmp")
-                )
-            )
+            words = {
+                end: f"fd={ends[end][0].fileno()},server=on,wait={'off' if end == 'qmp' else 'on'}"
+                for end in ("console", "agent", "qmp")
+            }
+            if self.gdb is not None:
+                words["gdb"] = f"path={escape(str(self.gdb))},server=on,wait=off"
+            wiring = Wiring(**words)
             fds = [*(listener.fileno() for listener, _ in ends.values()), *self._descriptors()]
             with self.stderr_log.open("wb") as stderr:
                 self._began = time.monotonic()
@@ -134,7 +140,7 @@ class Vm:
             self.name,
             lost=self._lost,
             hung=self._hung,
-            running=lambda: not self._paused,
+            running=lambda: not self._paused and self.gdb is None,  # gdb may have stopped it
             on_ready=self._on_ready,
         )
         self._qmp = Qmp(ends["qmp"][1], self.name, self._on_event)
@@ -199,7 +205,7 @@ class Vm:
         self._qmp.close()
         self._console.close()
         os.close(self._pidfd)
-        for end in ("console", "agent", "qmp"):
+        for end in ("console", "agent", "qmp", "gdb"):
             self.run.path(f"{self.name}.{end}").unlink(missing_ok=True)
 
     def _kill(self) -> None:
@@ -341,6 +347,11 @@ class Vm:
         """QEMU's process id."""
         assert self._process is not None, "not started"
         return self._process.pid
+
+    @property
+    def gdb(self) -> Path | None:
+        """The socket for gdb's `target remote`, if the spec asks for one; a VM under gdb is never taken for hung."""
+        return None if self.spec.gdb == "off" else self.run.path(f"{self.name}.gdb")
 
     @property
     def alive(self) -> bool:
@@ -554,6 +565,10 @@ class Vm:
         if event["data"]["status"] != "completed":
             reason = self.qmp("query-migrate").get("error-desc", "no reason given")
             raise self.error(QmpFailed, f"QMP {command}: {event['data']['status']}: {reason}")
+
+    def starve(self, share: float, *, seed: int = 0) -> AbstractContextManager[Starved]:
+        """Let QEMU run for `share` (above 0, below 1) of the time while the block runs, in turns drawn from `seed`."""
+        return starve(self.pid, share, seed=seed)
 
     def plug(self, device: Mapping[str, object], *, timeout: float = 30.0) -> str:
         """Plug a device in (QMP device_add); without a "bus" it goes to a free root port. Returns that bus.

@@ -105,7 +105,7 @@ class Peer:
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         while poller.poll(0 if events else timeout * 1000):
-            event = _receive(self._sock, self._client)
+            event = receive_event(self._sock, self._client)
             if isinstance(event, Left):
                 wire.close_all(event.descriptors)
             if event is not None:
@@ -152,7 +152,7 @@ def connect(path: str | Path, *, vectors: int | None = None, timeout: float = CO
                 if left <= 0:
                     raise TimeoutError
                 sock.settimeout(left)
-                _receive(sock, client)
+                receive_event(sock, client)
             except TimeoutError as error:
                 raise PeerError(
                     f"the greeting from {path} was not complete after {timeout:g} s: in state {client.state.name}, "
@@ -202,7 +202,7 @@ def _vectors_in_header(memory: int) -> int:
         raise
 
 
-def _receive(sock: socket.socket, client: Client) -> Joined | Left | None:
+def receive_event(sock: socket.socket, client: Client) -> Joined | Left | None:
     """Receive up to one message, with its descriptor."""
     try:
         data, fds, flags, _ = socket.recv_fds(sock, client.wanted, 4, socket.MSG_CMSG_CLOEXEC)

@@ -116,8 +116,9 @@ class Loop:
                 heapq.heappop(self._timers)[2]()
 
     def close(self) -> None:
-        """Release the selector; sockets stay open."""
+        """Release the selector and forget the timers; sockets stay open."""
         self._selector.close()
+        self._timers.clear()
 
 
 class Connection:

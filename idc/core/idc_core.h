@@ -34,6 +34,9 @@ enum idc_reason {
 
 enum idc_kind { IDC_MESSAGES = 0, IDC_BYTES = 1 };
 enum idc_role { IDC_PRODUCER = 0, IDC_CONSUMER = 1 };
+/* Points at which a test can stop a side; each is two, of the producer and (+ 1) of the consumer: idc/faults.py. */
+enum idc_at { IDC_AT_COPIED = 1, IDC_AT_STORED = 3, IDC_AT_RINGING = 5, IDC_AT_ARMED = 7, IDC_AT_ASLEEP = 9,
+              IDC_AT_WOKEN = 11 };
 
 /* How to wake the peer: one 32-bit store to an ivshmem doorbell register, else an eventfd, else (-1) not at all. */
 struct idc_bell {
@@ -143,6 +146,10 @@ int idc_bell_ring(const struct idc_bell *bell);
 /* IDC_OK once fd was readable (and is emptied), IDC_TIMEOUT, IDC_INTR or IDC_EINVAL. */
 int idc_bell_wait(int fd, int64_t timeout_ns);
 uint64_t idc_now_ns(void);
+
+/* --- fault.c: point 0 takes it back. IDC_OK or IDC_EINVAL --- */
+int idc_fault_set(int point, uint64_t nth, int signal_number);
+void idc_fault_pass(int point);
 
 /* --- copy.c: size classes 0: <= 1 KiB, 1: <= 16 KiB, 2: above --- */
 int idc_copy_count(void);

@@ -34,6 +34,7 @@ static inline void store_release(uint64_t *word, uint64_t value)
 
 extern int idc_pause_is_cheap; /* set by idc_wait_setup */
 extern int idc_cpus;
+extern int idc_fault_armed; /* not 0: idc_fault_pass has something to do */
 void idc_wait_setup(void);
 void idc_copy_setup(void);
 
@@ -93,6 +94,12 @@ static inline void copy_bytes(void *dst, const void *src, uint64_t n)
         copy_small(dst, src, n);
     else
         idc_copy(dst, src, n);
+}
+
+static inline void fault_point(const struct idc_ring *r, int point)
+{
+    if (__builtin_expect(idc_fault_armed != 0, 0))
+        idc_fault_pass(point + (int)r->role);
 }
 
 static inline bool peer_changed(const struct idc_ring *r)

@@ -101,6 +101,7 @@ int idc_notify(struct idc_ring *r)
     if (old == new)
         return IDC_OK;
     r->notified = new;
+    fault_point(r, IDC_AT_STORED);
     if (r->kind == IDC_MESSAGES && r->role == IDC_PRODUCER)
         store_release(r->mine, new); /* for observers only: the consumer goes by the slot words */
     /* Orders what I published (slot word or index) before my look at the peer's event word. Pairs with the fence in
@@ -112,6 +113,7 @@ int idc_notify(struct idc_ring *r)
         return IDC_OK;
     }
     r->count.doorbells++;
+    fault_point(r, IDC_AT_RINGING);
     return idc_bell_ring(&r->bell);
 }
 
@@ -151,6 +153,7 @@ static int64_t post(struct idc_ring *r, const struct idc_part *parts, uint32_t n
         copy_bytes(to, parts[i].base, parts[i].len);
         to += parts[i].len;
     }
+    fault_point(r, IDC_AT_COPIED);
     /* Release: the payload is complete before the word that says so. One store carries both halves. */
     store_release((uint64_t *)(void *)slot, len << 32 | (uint32_t)(r->pos + 1));
     r->pos++;
@@ -227,6 +230,7 @@ static int64_t take(struct idc_ring *r, void *buf, uint64_t cap)
     if (len > cap)
         return IDC_TOOBIG;
     copy_bytes(buf, slot_at(r, r->pos) + SLOT_HEADER, len);
+    fault_point(r, IDC_AT_COPIED);
     r->touch = len > LINE - SLOT_HEADER;
     r->pos++;
     r->count.messages++;
@@ -283,6 +287,7 @@ static int moved(struct idc_ring *r, uint64_t n)
 {
     r->pos += n;
     r->count.bytes += n;
+    fault_point(r, IDC_AT_COPIED);
     /* Release: a producer's bytes are written before its tail covers them, a consumer's are read before its head
      * gives them back. Pairs with the acquire in refresh(). */
     store_release(r->mine, r->pos);

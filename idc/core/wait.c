@@ -124,6 +124,7 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
         /* Orders my event word before my last look for progress. Pairs with the fence in idc_notify between the peer's
          * publishing and its look at this word: either I see its progress here, or it sees my event and rings. */
         atomic_thread_fence(memory_order_seq_cst);
+        fault_point(r, IDC_AT_ARMED);
         int rc = ready_or_ended(r, need);
         if (rc != 0)
             return rc;
@@ -132,11 +133,13 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
             return IDC_TIMEOUT;
         uint64_t left = deadline - now;
         r->count.sleeps++;
+        fault_point(r, IDC_AT_ASLEEP);
         rc = sleep_on(r->wake_fd, left < RECHECK_NS ? left : RECHECK_NS);
         if (rc < 0)
             return rc;
         if (rc == 1) {
             r->count.wakeups++;
+            fault_point(r, IDC_AT_WOKEN);
             rc = ready_or_ended(r, need);
             r->count.spurious += rc == 0;
             nothing += rc == 0;

@@ -69,7 +69,7 @@ def plug(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: list[FakeDevic
 
         monkeypatch.setattr(ivshmem, "addresses", lambda: [str(n) for n in range(len(slots))])
         monkeypatch.setattr(ivshmem, "Device", open_device)
-        monkeypatch.setattr(ivshmem, "_LOCK", tmp_path / "lock")
+        monkeypatch.setattr(ivshmem, "LOCK", tmp_path / "lock")
 
     return plug
 
