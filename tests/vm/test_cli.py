@@ -148,7 +148,7 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(
 
 
 def test_the_readmes_example_runs(environment: dict[str, str]) -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    example, *_ = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     done = subprocess.run([sys.executable, "-W", "error", "-c", example], env=environment, cwd=ROOT, text=True,
                           capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
