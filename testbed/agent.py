@@ -144,6 +144,7 @@ class Process:
     def _absorb(self) -> None:
         """Deal with the frames that are there."""
         with self._lock:
+            found = bool(self._call.frames)
             while self._call.frames:
                 kind, payload = self._call.take(None)
                 if kind == framing.STARTED:
@@ -158,6 +159,8 @@ class Process:
                     self._stderr += payload
                     self._owed += len(payload)
             self._repay()
+        if found:
+            self._client.changed()  # one thread may write while another reads, and what it waits for is here now
 
     def _repay(self) -> None:
         held = len(self._stdout) + len(self._stderr)
@@ -172,7 +175,7 @@ class Process:
             self._absorb()
             if condition():
                 return
-            self._client.wait(self._call, lambda: bool(self._call.frames), deadline)
+            self._client.wait(self._call, lambda: bool(self._call.frames) or condition(), deadline)
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs. Raises what the VM says if it ended."""
@@ -191,6 +194,19 @@ class Process:
             self._stdout.clear()
             self._stderr.clear()
         return result
+
+    def read(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """Wait for output, and take what is there of both. Both empty: the command has ended, and all was read.
+
+        Raises TimeoutError.
+        """
+        self._wait(lambda: bool(self._stdout or self._stderr) or self._exit_code is not None, timeout)
+        with self._lock:
+            pieces = bytes(self._stdout), bytes(self._stderr)
+            self._stdout.clear()
+            self._stderr.clear()
+            self._repay()
+        return pieces
 
     def output_so_far(self) -> tuple[bytes, bytes]:
         """Standard output and error that are here and not read yet; they stay unread."""
@@ -426,6 +442,11 @@ class AgentClient:
         if call is not None and call.failure is not None:
             return call.failure
         return self._end or self._poison
+
+    def changed(self) -> None:
+        """Have every caller that waits look at its condition again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def check(self, call: _Call | None = None) -> None:
         """Raise if the link, the guest, or the call has failed."""

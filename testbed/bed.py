@@ -61,6 +61,8 @@ class Testbed:
         verdict: the accelerator, and why.
         image: kernel and root file system of VMs that bring none.
         run: directory and processes.
+        networks: those of a topology, by name.
+        regions: those that were made, by name.
     """
 
     __test__ = False  # pytest collects classes by their name
@@ -72,6 +74,8 @@ class Testbed:
         self.run = Run(keep=keep)
         self.vms: dict[str, Vm] = {}
         self.network: networks.Network | None = None
+        self.networks: dict[str, networks.Network] = {}
+        self.regions: dict[str, Region] = {}
         self._qemu = qemu
         self._service: RegionService | None = None
 
@@ -101,15 +105,19 @@ class Testbed:
         self.vms.update((vm.name, vm) for vm in booted)
         return booted
 
-    def region(self, spec: RegionSpec) -> Region:
-        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves."""
+    def region(self, spec: RegionSpec, *, plug_in: bool = True) -> Region:
+        """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves.
+
+        With `plug_in` false it is left to `plug`.
+        """
         if self._service is None:
             service = RegionService(self.run.directory, self.run.env)
             service.start()
             self._service = service
         region = self._service.create(spec)
+        self.regions[region.name] = region
         for member in spec.members:
-            if member in self.vms:
+            if plug_in and member in self.vms:
                 plug(self.vms[member], region)
         return region
 
@@ -167,6 +175,11 @@ def plug(vm: Vm, region: Region) -> None:
         raise
 
 
+def plugged(vm: Vm, region: Region) -> bool:
+    """Whether the region is in the VM now."""
+    return f"iv-{region.name}" in vm.devices
+
+
 def unplug(vm: Vm, region: Region) -> None:
     """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in time."""
     vm.unplug(f"iv-{region.name}")
@@ -174,5 +187,3 @@ def unplug(vm: Vm, region: Region) -> None:
         vm.remove_chardev(f"ivb-{region.name}")
     else:
         vm.qmp("object-del", {"id": f"ivb-{region.name}"})
-
-

@@ -56,7 +56,7 @@ class Run:
         self._closed = False
         self._children: list[subprocess.Popen[bytes]] = []
         self._make_base()
-        with _locked(self.base):
+        with locked(self.base):
             _sweep(self.base)
             self.directory = self.base / self.id
             self.directory.mkdir(mode=0o700)
@@ -176,7 +176,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def _locked(base: Path) -> Iterator[None]:
+def locked(base: Path) -> Iterator[None]:
     """Only one process at a time makes or sweeps runs, so that a sweep never sees a directory without its lock."""
     fd = os.open(base / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

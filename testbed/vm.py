@@ -154,7 +154,9 @@ class Vm:
     def wait_ready(self, timeout: float = BOOT_SECONDS) -> AgentInfo:
         """Wait for the agent's READY. Raises BootFailed, or QemuFailed if QEMU never got as far as a guest."""
         try:
-            return self._agent.wait_ready(timeout)
+            info = self._agent.wait_ready(timeout)
+            self._pin()
+            return info
         except TimeoutError:
             raise self._error(
                 BootFailed, f"no READY from its agent in {timeout:.0f} s (QEMU: {self._run_state()})"
@@ -165,6 +167,20 @@ class Vm:
             raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
         except VmError as error:
             raise self._error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+
+    def _pin(self) -> None:
+        """Bind each virtual CPU's thread to its host CPU. Raises SpecError if this process may not use that one."""
+        if not self.spec.pin:
+            return
+        for cpu in self.qmp("query-cpus-fast"):
+            place = self.spec.pin[cpu["cpu-index"] % len(self.spec.pin)]
+            try:
+                os.sched_setaffinity(cpu["thread-id"], {place})
+            except OSError as error:
+                raise SpecError(
+                    f"VM {self.name}: cannot pin a virtual CPU to host CPU {place}: {error.strerror}",
+                    hint=f"allowed here: {sorted(os.sched_getaffinity(0))}",
+                ) from error
 
     def shutdown(self, timeout: float = 60.0) -> None:
         """Have the guest sync and power off, wait for QEMU's end. Raises TimedOut, after killing it."""
@@ -335,6 +351,25 @@ class Vm:
     def alive(self) -> bool:
         """Whether QEMU runs."""
         return self._process is not None and not self._exited.is_set()
+
+    @property
+    def death(self) -> VmError | None:
+        """Why QEMU ended; None while it runs, and before it was started."""
+        return None if self._death is None else self._death()
+
+    @property
+    def state(self) -> str:
+        """"running", "paused", or "ended: " with the reason in one line."""
+        death = self.death
+        if death is not None:
+            return f"ended: {death.message.splitlines()[0]}"
+        return "ended" if not self.alive else "paused" if self._paused else "running"
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Ids of the devices that are plugged into root ports now."""
+        with self._plugging:
+            return frozenset(self._ports.values())
 
     @property
     def info(self) -> AgentInfo:
