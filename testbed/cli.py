@@ -21,9 +21,9 @@ import images
 from host.errors import HostError
 from idc.errors import IdcError
 from testbed import accel as accelerators
-from testbed import cli_image, demo, ship
+from testbed import cli_image, cli_up, cli_vm, control, demo, ship
 from testbed.bed import Testbed
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, VmError
 from testbed.progress import Steps
 from testbed.qemu_args import DEFAULT_QEMU, format_args, path_wiring, qemu_args
 
@@ -34,8 +34,17 @@ if TYPE_CHECKING:
     from testbed.qemu_args import VmSpec
 
 app = typer.Typer(help="Virtual machines that talk through shared memory: boot, transfer, measure.",
-                  no_args_is_help=True, pretty_exceptions_enable=False,
+                  no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"]})
+for _name, _command in {
+    "up": cli_up.up, "down": cli_up.down, "ps": cli_up.ps, "cp": cli_vm.cp, "logs": cli_vm.logs,
+    "console": cli_vm.console, "plug": cli_vm.plug, "unplug": cli_vm.unplug,
+}.items():
+    app.command(_name)(_command)
+app.command("exec", context_settings=cli_vm.REST)(cli_vm.exec_)
+app.command("ssh", context_settings=cli_vm.REST)(cli_vm.ssh)
+app.command("ssh-proxy", hidden=True)(cli_vm.ssh_proxy)
+app.add_typer(cli_up.config, name="config")
 app.add_typer(cli_image.app, name="image")
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]

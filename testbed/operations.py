@@ -19,6 +19,7 @@ from host.errors import RegionError
 from testbed.bed import plug, plugged, unplug
 from testbed.errors import SpecError
 from testbed.relay import Relay
+from testbed.ssh import prepare as prepare_ssh
 from testbed.topology import nearest
 
 if TYPE_CHECKING:
@@ -190,6 +191,12 @@ def unplug_region(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dic
     return {}
 
 
+def ssh(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
+    """Let the testbed's key into a VM: {vm}. Replies {key, known_hosts, alias}, for ssh's options."""
+    access = prepare_ssh(_vm(bed, request))
+    return {"key": str(access.key), "known_hosts": str(access.known_hosts), "alias": access.alias}
+
+
 def memory(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
     """A read-only descriptor of a region's memory: {region}. Replies {size}."""
     region = _region(bed, request)
@@ -207,6 +214,7 @@ OPERATIONS: dict[str, Operation] = {
     "push": push,
     "pull": pull,
     "console": console,
+    "ssh": ssh,
     "plug": plug_region,
     "unplug": unplug_region,
     "memory": memory,

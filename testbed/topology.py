@@ -211,9 +211,9 @@ class Topology(Table):
     networks: dict[str, NetworkTable] = {}
     processes: tuple[Text, ...] = ()
 
-    def as_toml(self) -> str:
-        """The same topology as a file; what is not set is left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+    def as_toml(self, *, everything: bool = True) -> str:
+        """The same topology as a file; with `everything` false, only what was set."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude_unset=not everything))
 
 
 def pair(a: str = "front", b: str = "back") -> Topology:

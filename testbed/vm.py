@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    import paramiko
+
     from testbed.run import Run
 
 E = TypeVar("E", bound=VmError)
@@ -524,6 +526,12 @@ class Vm:
             if self._exited.is_set() or not self._console.wait_changed(seen, min(1.0, deadline - time.monotonic())):
                 continue
             self._exited.wait(0.01 if self._console.position() == seen else 0)
+
+    def ssh(self) -> paramiko.SSHClient:
+        """A paramiko client, logged in as root; no network is needed. Raises SshFailed, VmError."""
+        from testbed import ssh  # late: paramiko is slow to load, and few want it
+
+        return ssh.connect(self)
 
     # -- QEMU
 
