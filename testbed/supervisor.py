@@ -29,7 +29,7 @@ from images import ImageError
 from testbed import registry
 from testbed.bed import Testbed, plugged
 from testbed.build import open_testbed
-from testbed.errors import AccelUnavailable, SpecError, TestbedError, VmError, VmStopped
+from testbed.errors import SpecError, TestbedError, VmError, VmStopped
 from testbed.operations import OPERATIONS, Caller
 from testbed.topology import parse
 
@@ -107,6 +107,9 @@ class Supervisor:
                 return
             while (received := wire.receive_message(sock)) is not None:
                 request, fds = received
+                if "op" not in request:
+                    wire.close_all(fds)
+                    continue  # a signal for a command that ended while it was under way
                 if request.get("op") == "down":
                     self._mourners.append(sock)
                     os.eventfd_write(self._stop_fd, 1)
@@ -204,15 +207,18 @@ def main() -> int:
             wire.send_message(parent, {"ok": True, **supervisor.status()})
             ready.set()
             parent.close()
-        except BaseException as error:
-            bed.close(failed=isinstance(error, Exception) and not isinstance(error, AccelUnavailable | ConnectionError))
+        except BaseException:  # its name was taken meanwhile, or nobody waits for it any more
+            bed.close()
             raise
         supervisor.serve()
     except KeyboardInterrupt:
         return 130
     except EXPECTED as error:
-        wire.send_message(parent, {"ok": False, "error": describe(error)})
+        with contextlib.suppress(ConnectionError):
+            wire.send_message(parent, {"ok": False, "error": describe(error)})
         return 1
+    except ConnectionError:
+        return 1  # `testbed up` has gone, and so has all that was started for it
     return 0
 
 

@@ -55,6 +55,8 @@ BOOT_SECONDS = 90.0
 COMMAND_SECONDS = 300.0
 _LAST_WORDS_SECONDS = 3.0
 _PANIC_SECONDS = 2.0
+_CHATTER = ": info: QEMU waiting for connection on: "
+"""QEMU says so of each socket with wait=on; the connection is there already."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,8 @@ class Vm:
             return self._error(GuestPanicked, panic)
         if self._stopping:
             return self._error(VmStopped, f"it was {self._stopping}")
-        stderr = self.stderr_log.read_text("utf-8", "replace").strip()
+        said = self.stderr_log.read_text("utf-8", "replace").splitlines()
+        stderr = "\n".join(line for line in said if _CHATTER not in line).strip()
         if self._shutdown_reason == "guest-shutdown":
             return self._error(VmStopped, "it powered itself off")
         if self._shutdown_reason == "guest-reset":
