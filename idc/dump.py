@@ -1,8 +1,10 @@
-"""What a region holds, in words: header page, members, channels, rings, what comes next in them. For people and bug reports.
+"""What a region holds, in words: header page, members, channels, rings, what comes next in them. For people and bug
+reports.
 
-Pure: bytes in, dataclasses out. May depend on the standard library and `idc.layout`. Whatever the bytes are, it does not
-fail: what is inconsistent is listed under `problems`. A live region changes while it is read, so one look may show a ring
-between two words of the same step; look twice before believing a problem of a ring whose sides are both open.
+Pure: bytes in, dataclasses out. May depend on the standard library and `idc.layout`. Whatever the bytes are, it
+does not fail: what is inconsistent is listed under `problems`. A live region changes while it is read, so one look
+may show a ring between two words of the same step; look twice before believing a problem of a ring whose sides are
+both open.
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ def _channel(memory: Memory, header: RegionHeader, entry: ChannelEntry, problems
     a, b = header.members[entry.member_a], header.members[entry.member_b]
     sides = (_side(memory, entry.offset + layout.SIDE_A, a.name, found),
              _side(memory, entry.offset + layout.SIDE_B, b.name, found))
-    for mine, theirs, present in ((*sides, a.present), (*reversed(sides), b.present)):
+    both_ways = ((sides[0], sides[1], a.present), (sides[1], sides[0], b.present))
+    for mine, theirs, present in both_ways:
         if mine.state == "open" and not mine.epoch:
             found.append(f"{mine.member} is open without an epoch")
         if mine.ack and theirs.epoch and mine.ack != theirs.epoch:
@@ -144,14 +147,14 @@ def _channel(memory: Memory, header: RegionHeader, entry: ChannelEntry, problems
                          f"{theirs.epoch:#x}: it has not noticed the restart")
         if mine.state == "open" and not present:
             found.append(f"{mine.member} is open, but the host says that it is gone")
-    connected = all(mine.state == "open" and mine.epoch and mine.ack == theirs.epoch
-                    for mine, theirs in (sides, sides[::-1]))
+    connected = all(mine.state == "open" and mine.epoch != 0 and mine.ack == theirs.epoch
+                    for mine, theirs, _ in both_ways)
     rings = tuple(
         _ring(memory, entry, f"{first.member} -> {second.member}", entry.offset + control, data, connected, found)
         for first, second, control, data in (
             (sides[0], sides[1], layout.RING_AB, entry.data_ab), (sides[1], sides[0], layout.RING_BA, entry.data_ba)))
     problems += [f"channel {entry.name}: {text}" for text in found]
-    return ChannelDump(entry.name, _KINDS[entry.kind], entry.offset, bool(connected), sides, (rings[0], rings[1]))
+    return ChannelDump(entry.name, _KINDS[entry.kind], entry.offset, connected, sides, (rings[0], rings[1]))
 
 
 def _side(memory: Memory, at: int, name: str, found: list[str]) -> Side:
@@ -163,7 +166,7 @@ def _side(memory: Memory, at: int, name: str, found: list[str]) -> Side:
                 _u64(memory, at + layout.SIDE_HEARTBEAT))
 
 
-def _ring(memory: Memory, entry: ChannelEntry, direction: str, control: int, data: int, connected: bool,  # noqa: FBT001
+def _ring(memory: Memory, entry: ChannelEntry, direction: str, control: int, data: int, connected: bool,
           found: list[str]) -> Ring:
     tail, space_event = _u64(memory, control + layout.RING_TAIL), _u64(memory, control + layout.RING_SPACE_EVENT)
     head, data_event = _u64(memory, control + layout.RING_HEAD), _u64(memory, control + layout.RING_DATA_EVENT)
@@ -194,7 +197,7 @@ def _next_bytes(memory: Memory, data: int, capacity: int, head: int, filled: int
         yield Descriptor(head, filled, piece.hex())
 
 
-def _messages(memory: Memory, entry: ChannelEntry, data: int, head: int, direction: str, connected: bool,  # noqa: FBT001
+def _messages(memory: Memory, entry: ChannelEntry, data: int, head: int, direction: str, connected: bool,
               found: list[str]) -> tuple[int, tuple[Descriptor, ...]]:
     """Follow the slots from the consumer's position, as it will: (how many hold a message, the first of them)."""
     shown: list[Descriptor] = []

@@ -89,8 +89,8 @@ def kernel_file(where: str, kernel: Path | None) -> Path | None:
     """The kernel's file, which in a build tree is its bzImage. Raises TopologyError if there is none."""
     if kernel is not None and kernel.is_dir():
         if not (kernel / BUILD_TREE_KERNEL).exists():
-            raise TopologyError(f"{where}: {kernel} is a directory without {BUILD_TREE_KERNEL}; build the kernel there, "
-                                "or name its file")
+            raise TopologyError(f"{where}: {kernel} is a directory without {BUILD_TREE_KERNEL}; build the kernel "
+                                "there, or name its file")
         kernel = kernel / BUILD_TREE_KERNEL
     _check_file(where, kernel)
     return kernel

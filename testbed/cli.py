@@ -21,8 +21,9 @@ import images
 from host.errors import HostError
 from idc.errors import IdcError
 from testbed import accel as accelerators
-from testbed import cli_image, cli_up, cli_vm, control, demo, ship
+from testbed import cli_image, cli_look, cli_up, cli_vm, control, demo, ship
 from testbed.bed import Testbed
+from testbed.cli_common import Ended
 from testbed.errors import TestbedError, VmError
 from testbed.progress import Steps
 from testbed.qemu_args import DEFAULT_QEMU, format_args, path_wiring, qemu_args
@@ -36,14 +37,20 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Virtual machines that talk through shared memory: boot, transfer, measure.",
                   no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for _name, _command in {
-    "up": cli_up.up, "down": cli_up.down, "ps": cli_up.ps, "cp": cli_vm.cp, "logs": cli_vm.logs,
-    "console": cli_vm.console, "plug": cli_vm.plug, "unplug": cli_vm.unplug,
-}.items():
-    app.command(_name)(_command)
+app.command()(cli_up.up)
+app.command()(cli_up.down)
+app.command()(cli_up.ps)
 app.command("exec", context_settings=cli_vm.REST)(cli_vm.exec_)
-app.command("ssh", context_settings=cli_vm.REST)(cli_vm.ssh)
+app.command()(cli_vm.cp)
+app.command()(cli_vm.logs)
+app.command()(cli_vm.console)
+app.command(context_settings=cli_vm.REST)(cli_vm.ssh)
 app.command("ssh-proxy", hidden=True)(cli_vm.ssh_proxy)
+app.command()(cli_vm.plug)
+app.command()(cli_vm.unplug)
+app.command()(cli_look.doctor)
+app.command()(cli_look.dump)
+app.command()(cli_look.bundle)
 app.add_typer(cli_up.config, name="config")
 app.add_typer(cli_image.app, name="image")
 
@@ -133,14 +140,6 @@ def accel(
     _out(json.dumps(dataclasses.asdict(verdict), indent=2) if as_json else str(verdict))
 
 
-class Ended(BaseException):
-    """A signal asks for the end. Not KeyboardInterrupt: typer would make that an exit of its own, without a word."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 def _ended(number: int, _frame: FrameType | None) -> None:
     """SIGINT, SIGTERM and SIGHUP all end the command through the context managers that clean up."""
     raise Ended(number)
@@ -162,7 +161,8 @@ def main() -> None:
     try:
         app()
     except (TestbedError, images.ImageError, HostError, IdcError) as error:
-        raise _fail(f"error: {error}") from None
+        # A VM's own error has the console's last lines; every other fits one line.
+        raise _fail(f"error: {error if isinstance(error, VmError) else control.one_line(error)}") from None
     except OSError as error:  # of this machine: a full disk, a directory that may not be written
         raise _fail(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}") from None
     except Ended as ended:

@@ -1,4 +1,5 @@
-"""`testbed up`, `down`, `ps`, `config`: testbeds as a whole. May import typer, `testbed.control` and `testbed.topology`."""
+"""`testbed up`, `down`, `ps`, `config`: testbeds as a whole. May import typer, `testbed.control` and
+`testbed.topology`."""
 
 from __future__ import annotations
 
@@ -70,8 +71,8 @@ def down(
             continue
         if not quiet:
             out(f"testbed {ended.name}: ended" + (f"; logs are kept in {ended.kept}" if ended.kept else ""))
-    for error in failures[1:]:
-        sys.stderr.write(f"error: {control.one_line(error)}\n")
+    for failure in failures[1:]:
+        sys.stderr.write(f"error: {control.one_line(failure)}\n")
     if failures:
         raise failures[0]
 
@@ -126,7 +127,7 @@ def _age(seconds: float) -> str:
 @config.command()
 def show(
     file: File = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="With all defaults, links and buses as regions.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With defaults; links and buses as regions.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check a topology and print it."""

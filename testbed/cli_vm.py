@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from testbed import control, registry, terminal
-from testbed.cli_common import Json, Quiet, VmName, complete_vm, out, print_json
+from testbed.cli_common import Ended, Json, Quiet, VmName, complete_vm, out, print_json
 from testbed.errors import SpecError
 
 #: What `exec` ends with when it is the testbed that failed, not the command; ssh does the same.
@@ -55,10 +55,11 @@ def run_in(name: str, argv: list[str], *, stdin: bool = True, cwd: str | None = 
     entry, vm = registry.find_vm(name)
     streams = [0, 1, 2] if stdin and _is_open(0) else [1, 2]
     with control.Control(entry) as link:
-        link.post(op="exec", vm=vm, argv=argv, cwd=cwd, env=env or {}, stdin=len(streams) == 3, fds=streams)
+        request = {"op": "exec", "vm": vm, "argv": argv, "cwd": cwd, "env": env or {}, "stdin": len(streams) == 3}
+        link.post(request, streams)
         try:
             reply, _ = link.await_reply()
-        except KeyboardInterrupt:
+        except Ended:
             reply = _interrupt(link)
     code = int(reply["exit_code"])
     return code if code >= 0 else 128 - code
@@ -66,12 +67,12 @@ def run_in(name: str, argv: list[str], *, stdin: bool = True, cwd: str | None = 
 
 def _interrupt(link: control.Control) -> dict[str, Any]:
     """Ctrl-C there, and if that is not enough, the end."""
-    link.post(signal=int(signal.SIGINT))
+    link.post({"signal": int(signal.SIGINT)})
     link.sock.settimeout(_INTERRUPT_SECONDS)
     try:
         return link.await_reply()[0]
-    except (TimeoutError, KeyboardInterrupt):
-        link.post(signal=int(signal.SIGKILL))
+    except (TimeoutError, Ended):
+        link.post({"signal": int(signal.SIGKILL)})
         return link.await_reply()[0]
 
 
@@ -99,7 +100,8 @@ def cp(
         if local.is_dir():
             raise SpecError(f"{source} is a directory", hint=_tar_hint(here[1], here[2], local, into=True))
         entry, vm = registry.find_vm(here[1])
-        reply = _copy(entry, quiet or as_json, "push", vm=vm, source=str(local), target=here[2] or f"/root/{local.name}")
+        landing = here[2] or f"/root/{local.name}"
+        reply = _copy(entry, quiet or as_json, "push", vm=vm, source=str(local), target=landing)
     else:
         assert there is not None
         local = Path(target).absolute()
@@ -119,18 +121,18 @@ def _tar_hint(vm: str, path: str, local: Path, *, into: bool) -> str:
 
 def _copy(entry: registry.Entry, quiet: bool, op: str, **fields: str) -> dict[str, Any]:
     with control.Control(entry) as link, terminal.bar(Path(fields["source"]).name, quiet=quiet) as move:
-        return link.call(op, hear=lambda reply: move(reply["done"], reply["size"]), **fields)
+        return link.call(op, fields, hear=lambda reply: move(reply["done"], reply["size"]))
 
 
 def logs(
     vm: VmName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes, until the testbed ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the testbed ends.")] = False,
     qemu: Annotated[bool, typer.Option("--qemu", help="What QEMU said, instead of the console.")] = False,
 ) -> None:
     """Print a VM's console log."""
     entry, name = registry.find_vm(vm)
+    path = Path(entry.directory, f"{name}.{'qemu' if qemu else 'console'}.log")
     with control.Control(entry) as link:
-        path = Path(entry.directory, f"{name}.{'qemu' if qemu else 'console'}.log")
         try:
             with path.open("rb") as file:
                 _print_log(file.fileno(), link.sock if follow else None)
@@ -152,7 +154,7 @@ def console(vm: VmName) -> None:
     """Use a VM's serial console; Ctrl-] leaves it."""
     entry, name = registry.find_vm(vm)
     with control.Control(entry) as link:
-        _, (fd,) = link.call_fds("console", vm=name)
+        _, (fd,) = link.call_fds("console", {"vm": name})
         with socket.socket(fileno=fd) as stream:
             if sys.stdin.isatty():
                 sys.stderr.write(f"console of {name}; press Enter for a shell, Ctrl-] to leave\r\n")
@@ -168,7 +170,7 @@ def ssh(
     """Log in with ssh; needs no network in the VM."""
     entry, name = registry.find_vm(vm)
     with control.Control(entry) as link:
-        access = link.call("ssh", vm=name)
+        access = link.call("ssh", {"vm": name})
     given = [word for word in words or [] if word != "--"] if (words or [""])[0] == "--" else words or []
     arguments = terminal.ssh_arguments(access, f"{entry.name}/{name}")
     try:
@@ -195,5 +197,5 @@ def unplug(region: Annotated[str, typer.Argument()], vm: VmName) -> None:
 def _plug(op: str, region: str, vm: str) -> None:
     entry, name = registry.find_vm(vm)
     with control.Control(entry) as link:
-        link.call(op, region=region, vm=name)
+        link.call(op, {"region": region, "vm": name})
     out(f"{region}: {op}ged {'into' if op == 'plug' else 'from'} {name}")

@@ -1,7 +1,7 @@
 """The other commands' end of a running testbed: start one, find one, ask it things.
 
-May depend on the standard library, `host.wire`, `testbed.registry`, `testbed.topology` and `testbed.errors`; light, because
-every short command loads it.
+May depend on the standard library, `host.wire`, `testbed.registry`, `testbed.topology` and `testbed.errors`; light,
+because every short command loads it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from host import wire
 from host.errors import HostError
 from testbed import registry
 from testbed.errors import TestbedError, VmError
-from testbed.registry import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from testbed.registry import Entry
     from testbed.topology import Topology
 
     Hear = Callable[[dict[str, Any]], None]
@@ -53,8 +53,10 @@ class SupervisorGone(TestbedError):
     """The testbed's own process ended while it was asked something."""
 
 
-def one_line(error: TestbedError) -> str:
+def one_line(error: Exception) -> str:
     """What, where, and what to try, in one line."""
+    if not isinstance(error, TestbedError):
+        return str(error)
     text = " ".join(error.message.split())
     if isinstance(error, VmError):
         text = f"VM {error.vm}: {text}" + (f" (log: {error.log})" if error.log else "")
@@ -85,22 +87,23 @@ class Control:
             raise SupervisorGone(f"testbed {entry.name!r} does not answer ({error.strerror or error})",
                                  hint=f"testbed down --force {entry.name}") from error
 
-    def call(self, op: str, *, fds: Sequence[int] = (), hear: Hear = _ignore, **fields: object) -> dict[str, Any]:
+    def call(self, op: str, fields: Mapping[str, object] | None = None, *, fds: Sequence[int] = (),
+             hear: Hear = _ignore) -> dict[str, Any]:
         """Ask, and wait for the last reply. `hear` gets those before it. Raises Refused, SupervisorGone."""
-        reply, given = self.call_fds(op, fds=fds, hear=hear, **fields)
+        reply, given = self.call_fds(op, fields, fds=fds, hear=hear)
         wire.close_all(given)
         return reply
 
-    def call_fds(self, op: str, *, fds: Sequence[int] = (), hear: Hear = _ignore,
-                 **fields: object) -> tuple[dict[str, Any], list[int]]:
+    def call_fds(self, op: str, fields: Mapping[str, object] | None = None, *, fds: Sequence[int] = (),
+                 hear: Hear = _ignore) -> tuple[dict[str, Any], list[int]]:
         """The same, with the descriptors that came with the last reply, which are the caller's."""
-        self.post(op=op, fds=fds, **fields)
+        self.post({"op": op, **(fields or {})}, fds)
         return self.await_reply(hear)
 
-    def post(self, *, fds: Sequence[int] = (), **fields: object) -> None:
+    def post(self, message: Mapping[str, object], fds: Sequence[int] = ()) -> None:
         """Send without waiting for the answer."""
         try:
-            wire.send_message(self.sock, fields, fds)
+            wire.send_message(self.sock, dict(message), fds)
         except OSError as error:
             raise self._gone() from error
 
@@ -123,7 +126,8 @@ class Control:
         self.close()
 
 
-def await_reply(sock: socket.socket, hear: Hear, gone: Callable[[], TestbedError]) -> tuple[dict[str, Any], list[int]]:
+def await_reply(sock: socket.socket, hear: Hear,
+                gone: Callable[[], TestbedError]) -> tuple[dict[str, Any], list[int]]:
     """Read replies until the last. Raises Refused, and what `gone` makes at the end of the connection."""
     while True:
         try:
@@ -145,8 +149,8 @@ def await_reply(sock: socket.socket, hear: Hear, gone: Callable[[], TestbedError
 def start(topology: Topology, hear: Hear = _ignore) -> dict[str, Any]:
     """Start a testbed that outlives this process, and wait until it is ready; its status.
 
-    `hear` gets {"say": line} for steps that take their time. Interrupted, or failing, it leaves nothing. Raises Refused,
-    NameTaken, SupervisorGone.
+    `hear` gets {"say": line} for steps that take their time. Interrupted, or failing, it leaves nothing.
+    Raises Refused, NameTaken, SupervisorGone.
     """
     registry.check_free(topology.name)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,7 +1,7 @@
 """What can be asked of a running testbed over its control socket; each is a function of the testbed and a request.
 
-Runs in the supervisor, in the caller's thread. May depend on everything in `testbed` but the command line. `OPERATIONS` at
-the end is the list; `testbed.control` is the other end.
+Runs in the supervisor, in the caller's thread. May depend on everything in `testbed` but the command line.
+`OPERATIONS` at the end is the list; `testbed.control` is the other end.
 """
 
 from __future__ import annotations
@@ -92,11 +92,13 @@ def execute(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, 
     The command is killed when the caller goes away. Replies {exit_code}, as in subprocess.
     """
     vm = _vm(bed, request)
-    stdin, stdout, stderr = (*caller.take_fds(3),) if request["stdin"] else (None, *caller.take_fds(2))
+    fds = caller.take_fds(3 if request["stdin"] else 2)
+    stdin = fds[0] if request["stdin"] else None
+    stdout, stderr = fds[-2:]
     try:
         process = vm.spawn(request["argv"], cwd=request.get("cwd"), env=request.get("env"), stdin=stdin is not None)
     except BaseException:
-        wire.close_all(fd for fd in (stdin, stdout, stderr) if fd is not None)
+        wire.close_all(fds)
         raise
     relay = Relay(vm.agent, process, stdin, stdout, stderr)
     try:

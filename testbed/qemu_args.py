@@ -85,8 +85,8 @@ class VmSpec:
     come from `images.ensure()`; the root file system is the first disk, read-only, shared with every other
     VM. `accel` is what `testbed.accel` proved. `region_ports` root ports wait for shared-memory devices,
     because nothing can be plugged into q35's own bus; each can take a region of `region_port_mib` at most, a
-    power of two. Virtual CPU i runs on host CPU `pin[i % len(pin)]` alone. `ip` is an address with prefix for the first NIC. `kernel_args` are appended, `extra` goes
-    to QEMU as it is.
+    power of two. Virtual CPU i runs on host CPU `pin[i % len(pin)]` alone. `ip` is an address with prefix for
+    the first NIC. `kernel_args` are appended, `extra` goes to QEMU as it is.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Which testbeds of this user run, by name: a file in each run's directory, and a control socket that answers.
 
-May depend on the standard library, `testbed.run` and `testbed.errors`. The directory belongs to the run, so whoever clears
-up after it clears this up as well; a supervisor that is gone refuses connections, and so is not listed.
+May depend on the standard library, `testbed.run` and `testbed.errors`. The directory belongs to the run, so whoever
+clears up after it clears this up as well; a supervisor that is gone refuses connections, and so is not listed.
 """
 
 from __future__ import annotations

@@ -186,6 +186,21 @@ def locked(base: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def keeper_lives(directory: Path) -> bool:
+    """Whether somebody still looks after that run: its keeper holds the lock as long as it lives."""
+    try:
+        fd = os.open(directory / keeper.LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # it was killed while it removed the directory
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _sweep(base: Path) -> None:
     """Clear away runs whose keeper is gone, and all but the newest kept ones."""
     kept: list[tuple[float, Path]] = []
@@ -195,18 +210,8 @@ def _sweep(base: Path) -> None:
         if (directory / keeper.KEPT_NAME).exists():
             kept.append((directory.stat().st_mtime, directory))
             continue
-        try:
-            fd = os.open(directory / keeper.LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            fd = -1  # its keeper was killed while it removed the directory
-        try:
-            if fd >= 0:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its keeper lives
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        if keeper_lives(directory):
+            continue
         keeper.end_all(directory.name)
         keeper.clear_directory(str(directory), keep=False)
     for _, directory in sorted(kept)[:-_KEPT_RUNS]:

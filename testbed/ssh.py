@@ -1,7 +1,7 @@
 """ssh into a VM with no network: the server runs on the standard input and output of a command of the agent.
 
-May depend on paramiko, cryptography (which paramiko brings) and `testbed.vm`. One key pair for each run, in its directory;
-the guest makes its own host key, which is read over the agent, so nobody is trusted at first sight.
+May depend on paramiko, cryptography (which paramiko brings) and `testbed.vm`. One key pair for each run, in its
+directory; the guest makes its own host key, which is read over the agent, so nobody is trusted at first sight.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.errors import TestbedError
@@ -18,6 +17,8 @@ from testbed.relay import Relay
 from testbed.terminal import SSHD
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import paramiko
 
     from testbed.run import Run

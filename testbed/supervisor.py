@@ -2,10 +2,10 @@
 
     python3 -m testbed.supervisor FD
 
-FD is one end of a SEQPACKET socket pair to `testbed up`: it brings the topology, carries progress back, and then "ready" or
-the error. If it is hung up before that, everything ends. Afterwards a socket in the run's directory serves, one thread for
-each connection: a request {"op": ...}, replies, the last of which has "ok". May depend on everything in `testbed` but the
-command line. If this process is killed, the run's keeper ends what it started.
+FD is one end of a SEQPACKET socket pair to `testbed up`: it brings the topology, carries progress back, and then
+"ready" or the error. If it is hung up before that, everything ends. Afterwards a socket in the run's directory
+serves, one thread for each connection: a request {"op": ...}, replies, the last of which has "ok". May depend on
+everything in `testbed` but the command line. If this process is killed, the run's keeper ends what it started.
 """
 
 from __future__ import annotations
@@ -204,9 +204,8 @@ def main() -> int:
             _log_to(bed)
             supervisor = Supervisor(bed, topology)
             supervisor.register()
+            ready.set()  # first: `testbed up` ends as soon as it has read this
             wire.send_message(parent, {"ok": True, **supervisor.status()})
-            ready.set()
-            parent.close()
         except BaseException:  # its name was taken meanwhile, or nobody waits for it any more
             bed.close()
             raise

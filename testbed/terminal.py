@@ -38,7 +38,7 @@ def raw_terminal() -> Iterator[None]:
 
 
 def converse(stream: socket.socket) -> Literal["left", "ended"]:
-    """Join the terminal to `stream` until Ctrl-] ("left") or the stream's end. End of file leaves the output running."""
+    """Join the terminal to `stream` until Ctrl-] ("left") or the stream's end. End of file leaves the output on."""
     watched: list[Any] = [0, stream]
     with raw_terminal():
         while True:
@@ -86,7 +86,7 @@ def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def ssh_arguments(access: dict[str, Any], name: str) -> list[str]:
-    """ssh's command line for the VM `name` (TESTBED/VM), from what the testbed says: key, known_hosts, host key alias."""
+    """ssh's command line for the VM `name` (TESTBED/VM); `access` is the testbed's answer to "ssh"."""
     proxy = shlex.join([sys.executable, "-P", "-m", "testbed.cli", "ssh-proxy", name])
     options = {"ProxyCommand": proxy, "UserKnownHostsFile": access["known_hosts"], "HostKeyAlias": access["alias"],
                "StrictHostKeyChecking": "yes", "IdentitiesOnly": "yes", "GlobalKnownHostsFile": "/dev/null",

@@ -1,7 +1,7 @@
 """What a testbed is made of, as a user writes it: VMs, regions, links, buses, networks. Pure, but for `load`.
 
-May depend on pydantic, tomllib, `host.region` (to lay regions out) and `testbed.errors`. One model for the TOML file, for
-Python and for fixtures:
+May depend on pydantic, tomllib, `host.region` (to lay regions out) and `testbed.errors`. One model for the TOML
+file, for Python and for fixtures:
 
     topology = load(Path("pair.toml"))
     topology = Topology(vms={"a": Machine(), "b": Machine(cpus=2)}, links={"ab": Link(members=("a", "b"))})
@@ -129,7 +129,7 @@ class Machine(Table):
 
 
 class ChannelTable(Table):
-    """A channel between two rw members. `slot` is the bytes of a message slot, 8 of them its header; none for "byte"."""
+    """A channel between two rw members. `slot`: bytes of a message slot, 8 of them its header; none for "byte"."""
 
     kind: Literal["message", "byte"]
     members: tuple[Text, Text]
@@ -253,7 +253,8 @@ def parse(data: dict[str, Any], *, source: str = "topology", directory: Path | N
 
 
 def _absolute(vm: Machine, directory: Path) -> Machine:
-    files = {key: directory / value for key in ("kernel", "initrd", "rootfs") if (value := getattr(vm, key)) is not None}
+    given = {key: getattr(vm, key) for key in ("kernel", "initrd", "rootfs")}
+    files = {key: directory / path for key, path in given.items() if path is not None}
     disks = tuple(disk.model_copy(update={"path": directory / disk.path}) for disk in vm.disks)
     return vm.model_copy(update={**files, "disks": disks})
 

@@ -41,7 +41,8 @@ def test_a_connected_channel_shows_what_comes_next() -> None:
             assert found.channels[0].connected
             ring = found.channels[0].rings[0]
             assert ring.filled == 2
-            assert [(d.index, d.length, bytes.fromhex(d.start)) for d in ring.next] == [(0, 3, b"one"), (1, 5, b"three")]
+            waiting = [(d.index, d.length, bytes.fromhex(d.start)) for d in ring.next]
+            assert waiting == [(0, 3, b"one"), (1, 5, b"three")]
 
 
 def connected_page() -> bytearray:
