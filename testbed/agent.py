@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 
 from idc import framing
 from idc.framing import MAX_PAYLOAD, WINDOW, Frame, FrameReader
+from testbed.errors import TestbedError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from io import FileIO
     from pathlib import Path
-
-    from testbed.errors import TestbedError
 
 PING_AFTER = 5.0
 """Seconds of silence during a call after which the agent is asked whether it lives."""
@@ -547,8 +546,11 @@ class AgentClient:
         return Process(self, call, argv, limit)
 
     def cancel(self, process: Process) -> None:
-        """Kill the process group and forget the call."""
+        """Kill the process group and forget the call; whoever still waits for the process gets a TestbedError."""
         process._call.send(framing.CANCEL)
+        with self._changed:
+            process._call.failure = lambda: TestbedError(f"{process.argv[0]} was cancelled")
+            self._changed.notify_all()
         self.close_call(process._call)
 
     def execute(
