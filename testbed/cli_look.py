@@ -26,7 +26,10 @@ def doctor(
     probe: Annotated[bool, typer.Option("--probe", help="Prove KVM by booting a guest, if not done yet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine has and lacks (exit code 1: lacks something)."""
+    """Say what this machine has and lacks.
+
+    The exit code is 1 if something that is needed is missing.
+    """
     checks = doctors.examine(probe=probe)
     if as_json:
         print_json([dataclasses.asdict(check) for check in checks])
@@ -45,7 +48,10 @@ def dump(
     what: Annotated[str, typer.Argument(metavar="REGION|FILE", help="A running testbed's region, or a raw copy.")],
     as_json: Json = False,
 ) -> None:
-    """Decode a region: header, channels, rings (exit code 1: inconsistent)."""
+    """Decode a region: header, channels, rings.
+
+    The exit code is 1 if something in it is inconsistent; lines that say what begin with "!".
+    """
     path = Path(what)
     if path.is_file():
         found = _decode_file(path)

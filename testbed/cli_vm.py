@@ -36,7 +36,11 @@ def exec_(
     cwd: Annotated[str | None, typer.Option(metavar="DIR", help="Where it runs; by default /.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set for it; may be repeated.")] = None,
 ) -> None:
-    """Run a command in a VM: its output, its exit code (255: the testbed failed)."""
+    """Run a command in a VM.
+
+    Its input, outputs and exit code are this command's (255 if the testbed itself failed). One word is a line for the
+    guest's shell. Ctrl-C reaches the command, and kills it if that is not enough.
+    """
     if command[0] == "--":
         command = command[1:]
     variables = dict(word.partition("=")[::2] for word in env or [])

@@ -178,7 +178,7 @@ def _stillborn(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> Superviso
     stderr.seek(0)
     lines = stderr.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
     return SupervisorGone(f"the testbed's own process ended with {code}: {lines[-1] if lines else 'it said nothing'}",
-                          hint="run it again; `python3 -m faulthandler` helps if this persists" if not lines else "")
+                          hint="testbed doctor")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Runs in the supervisor, in the caller's thread. May depend on everything in `tes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import select
 import socket
 import threading
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from host import wire
 from host.errors import RegionError
+from testbed import within
 from testbed.bed import plug, plugged, unplug
 from testbed.errors import SpecError
 from testbed.relay import Relay
+from testbed.ship import Job
 from testbed.ssh import prepare as prepare_ssh
 from testbed.topology import nearest
 
@@ -199,6 +202,21 @@ def ssh(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any
     return {"key": str(access.key), "known_hosts": str(access.known_hosts), "alias": access.alias}
 
 
+def transfer(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a file between two VMs: {file, source, target, path, save, tcp}. Replies the fields of `Transferred`."""
+    job = Job(Path(request["file"]), _vm(bed, {"vm": request["source"]}).name, _vm(bed, {"vm": request["target"]}).name,
+              path=request["path"], save=Path(request["save"]) if request["save"] else None, tcp=bool(request["tcp"]))
+    last = 0.0
+
+    def progress(side: str, phase: str, done: int, size: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _TELL_EVERY:
+            last = time.monotonic()
+            caller.tell(side=side, phase=phase, done=done, size=size)
+
+    return dataclasses.asdict(within.ship(bed, job, say=lambda text: caller.tell(say=text), progress=progress))
+
+
 def memory(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
     """A read-only descriptor of a region's memory: {region}. Replies {size}."""
     region = _region(bed, request)
@@ -217,6 +235,7 @@ OPERATIONS: dict[str, Operation] = {
     "pull": pull,
     "console": console,
     "ssh": ssh,
+    "transfer": transfer,
     "plug": plug_region,
     "unplug": unplug_region,
     "memory": memory,

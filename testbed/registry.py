@@ -136,5 +136,23 @@ def find_vm(text: str, base: Path | None = None) -> tuple[Entry, str]:
                         hint="testbed ps")
 
 
+def find_pair(a: str, b: str, base: Path | None = None) -> tuple[Entry, str, str] | None:
+    """The testbed where two VMs run, and their names there; None if neither runs. Raises NoSuchTestbed."""
+    if "/" not in a + b:
+        entries = running(base)
+        both = [entry for entry in entries if {a, b} <= set(entry.vms)]
+        if len(both) == 1:
+            return both[0], a, b
+        if both:
+            raise NoSuchTestbed(f"several testbeds have VMs {a!r} and {b!r}",
+                                hint="write " + " or ".join(f"{entry.name}/{a}" for entry in both))
+        if not any({a, b} & set(entry.vms) for entry in entries):
+            return None
+    (one, first), (other, second) = find_vm(a, base), find_vm(b, base)
+    if one != other:
+        raise NoSuchTestbed(f"{a!r} runs in testbed {one.name!r} and {b!r} in {other.name!r}; they share nothing")
+    return one, first, second
+
+
 def _either(entries: Sequence[Entry], vm: str) -> str:
     return "write " + " or ".join(f"{entry.name}/{vm}" for entry in entries)

@@ -1,4 +1,4 @@
-"""The commands of every day, on a real testbed of two VMs: up, ps, exec, cp, logs, console, ssh, plug, dump, bundle, down."""
+"""The commands of every day, on a real testbed of two VMs: up, ps, exec, cp, logs, console, ssh, plug, dump, down."""
 
 import hashlib
 import json
@@ -205,6 +205,25 @@ def test_bundle_has_it_all(cli: Cli, tmp_path: Path) -> None:
             "qmp/back/query-status.json", "qmp/back/query-pci.json", "regions/front-back.txt"} <= names
     assert os.listdir(tmp_path) == ["b.tar.gz"]
     assert "cannot write" in cli("bundle", "day", "-o", "/proc/b.tar.gz", code=1).stderr
+
+
+def test_transfer_uses_the_vms_that_run(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    source.write_bytes(os.urandom(2_000_000))
+    done = cli("transfer", str(source), "--from", "front", "--to", "day/back", "--save", str(tmp_path / "got"), "--json")
+    assert "VMs of testbed day" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["path"], told["sha256"]) == ("ivshmem", hashlib.sha256(source.read_bytes()).hexdigest())
+    assert (tmp_path / "got").read_bytes() == source.read_bytes()
+    assert cli("exec", "front", "--", "ls -d /tmp/transfer.*", code=2).stdout == ""
+    assert [region["name"] for region in cli.bed()["regions"]] == ["front-back"]
+    tcp = cli("transfer", str(source), "--from", "front", "--to", "back", "--tcp", code=1)
+    assert "share no network" in tcp.stderr
+    assert "did you mean 'back'" in cli("transfer", str(source), "--from", "front", "--to", "bak", code=1).stderr
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(1 << 30)
+    error = cli("transfer", str(tmp_path / "huge"), "--from", "front", "--to", "back", code=1).stderr.splitlines()[-1]
+    assert "1024 MiB do not fit into the memory of VM front" in error
 
 
 def test_names_that_are_not_there_or_taken(cli: Cli) -> None:
