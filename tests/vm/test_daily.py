@@ -210,7 +210,8 @@ def test_bundle_has_it_all(cli: Cli, tmp_path: Path) -> None:
 def test_transfer_uses_the_vms_that_run(cli: Cli, tmp_path: Path) -> None:
     source = tmp_path / "data"
     source.write_bytes(os.urandom(2_000_000))
-    done = cli("transfer", str(source), "--from", "front", "--to", "day/back", "--save", str(tmp_path / "got"), "--json")
+    ends = ("--from", "front", "--to", "day/back")
+    done = cli("transfer", str(source), *ends, "--save", str(tmp_path / "got"), "--json")
     assert "VMs of testbed day" in done.stderr
     told = json.loads(done.stdout)
     assert (told["path"], told["sha256"]) == ("ivshmem", hashlib.sha256(source.read_bytes()).hexdigest())
@@ -220,10 +221,10 @@ def test_transfer_uses_the_vms_that_run(cli: Cli, tmp_path: Path) -> None:
     tcp = cli("transfer", str(source), "--from", "front", "--to", "back", "--tcp", code=1)
     assert "share no network" in tcp.stderr
     assert "did you mean 'back'" in cli("transfer", str(source), "--from", "front", "--to", "bak", code=1).stderr
-    with (tmp_path / "huge").open("wb") as huge:
-        huge.truncate(1 << 30)
-    error = cli("transfer", str(tmp_path / "huge"), "--from", "front", "--to", "back", code=1).stderr.splitlines()[-1]
-    assert "1024 MiB do not fit into the memory of VM front" in error
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 30)
+    huge = cli("transfer", str(tmp_path / "huge"), "--from", "front", "--to", "back", code=1)
+    assert "1024 MiB do not fit into the memory of VM front" in huge.stderr
 
 
 def test_names_that_are_not_there_or_taken(cli: Cli) -> None:
