@@ -85,6 +85,22 @@ def choose(
     return verdict
 
 
+def known(kernel: Path, *, qemu: str = DEFAULT_QEMU, cpu: str = "host", device: Path = _DEVICE) -> Verdict | None:
+    """The verdict for guests that run `kernel` if it is known without a boot, else None. Raises SpecError: no QEMU."""
+    program = shutil.which(qemu)
+    if program is None:
+        raise SpecError(f"there is no {qemu}", hint="apt install qemu-system-x86")
+    evidence = _evidence(kernel, Path(program), cpu, device)
+    refusal = _device_refusal(device)
+    if refusal:
+        return Verdict("tcg", refusal, evidence)
+    return _recall(images.default_directory() / "accel" / _file_name(evidence), evidence)
+
+
+def _file_name(evidence: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, evidence], sort_keys=True).encode()).hexdigest()[:24] + ".json"
+
+
 def _prove(kernel: Path, qemu: str, cpu: str, cache: Path, limit: float, device: Path) -> Verdict:
     began = time.monotonic()
     program = shutil.which(qemu)
@@ -95,8 +111,8 @@ def _prove(kernel: Path, qemu: str, cpu: str, cache: Path, limit: float, device:
     if refusal:
         # Quick to find out, and quick to be mended: not worth remembering.
         return Verdict("tcg", refusal, evidence, time.monotonic() - began)
-    key = hashlib.sha256(json.dumps([_FORMAT, evidence], sort_keys=True).encode()).hexdigest()[:24]
-    remembered = _recall(cache / f"{key}.json", evidence)
+    file = cache / _file_name(evidence)
+    remembered = _recall(file, evidence)
     if remembered is not None:
         return remembered
     failure = _probe(program, kernel, cpu, limit)
@@ -105,7 +121,7 @@ def _prove(kernel: Path, qemu: str, cpu: str, cache: Path, limit: float, device:
         verdict = Verdict("tcg", f"{device} opens, but {failure}", evidence, seconds)
     else:
         verdict = Verdict("kvm", f"a probe guest reached user space in {seconds:.1f} s", evidence, seconds)
-    _remember(cache / f"{key}.json", verdict)
+    _remember(file, verdict)
     return verdict
 
 

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 
 from idc import framing
 from idc.framing import MAX_PAYLOAD, WINDOW, Frame, FrameReader
+from testbed.errors import TestbedError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from io import FileIO
     from pathlib import Path
-
-    from testbed.errors import TestbedError
 
 PING_AFTER = 5.0
 """Seconds of silence during a call after which the agent is asked whether it lives."""
@@ -144,6 +143,7 @@ class Process:
     def _absorb(self) -> None:
         """Deal with the frames that are there."""
         with self._lock:
+            found = bool(self._call.frames)
             while self._call.frames:
                 kind, payload = self._call.take(None)
                 if kind == framing.STARTED:
@@ -158,6 +158,8 @@ class Process:
                     self._stderr += payload
                     self._owed += len(payload)
             self._repay()
+        if found:
+            self._client.changed()  # one thread may write while another reads, and what it waits for is here now
 
     def _repay(self) -> None:
         held = len(self._stdout) + len(self._stderr)
@@ -172,7 +174,7 @@ class Process:
             self._absorb()
             if condition():
                 return
-            self._client.wait(self._call, lambda: bool(self._call.frames), deadline)
+            self._client.wait(self._call, lambda: bool(self._call.frames) or condition(), deadline)
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs. Raises what the VM says if it ended."""
@@ -191,6 +193,19 @@ class Process:
             self._stdout.clear()
             self._stderr.clear()
         return result
+
+    def read(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """Wait for output, and take what is there of both. Both empty: the command has ended, and all was read.
+
+        Raises TimeoutError.
+        """
+        self._wait(lambda: bool(self._stdout or self._stderr) or self._exit_code is not None, timeout)
+        with self._lock:
+            pieces = bytes(self._stdout), bytes(self._stderr)
+            self._stdout.clear()
+            self._stderr.clear()
+            self._repay()
+        return pieces
 
     def output_so_far(self) -> tuple[bytes, bytes]:
         """Standard output and error that are here and not read yet; they stay unread."""
@@ -427,6 +442,11 @@ class AgentClient:
             return call.failure
         return self._end or self._poison
 
+    def changed(self) -> None:
+        """Have every caller that waits look at its condition again."""
+        with self._changed:
+            self._changed.notify_all()
+
     def check(self, call: _Call | None = None) -> None:
         """Raise if the link, the guest, or the call has failed."""
         with self._changed:
@@ -526,8 +546,11 @@ class AgentClient:
         return Process(self, call, argv, limit)
 
     def cancel(self, process: Process) -> None:
-        """Kill the process group and forget the call."""
+        """Kill the process group and forget the call; whoever still waits for the process gets a TestbedError."""
         process._call.send(framing.CANCEL)
+        with self._changed:
+            process._call.failure = lambda: TestbedError(f"{process.argv[0]} was cancelled")
+            self._changed.notify_all()
         self.close_call(process._call)
 
     def execute(

@@ -71,6 +71,8 @@ class Testbed:
         verdict: the accelerator, and why.
         image: kernel and root file system of VMs that bring none.
         run: directory and processes.
+        networks: those of a topology, by name.
+        regions: those that were made, by name.
     """
 
     __test__ = False  # pytest collects classes by their name
@@ -82,6 +84,8 @@ class Testbed:
         self.run = Run(keep=keep)
         self.vms: dict[str, Vm] = {}
         self.network: networks.Network | None = None
+        self.networks: dict[str, networks.Network] = {}
+        self.regions: dict[str, Region] = {}
         self._qemu = qemu
         self._service: RegionService | None = None
         self._boot = boot
@@ -133,11 +137,12 @@ class Testbed:
             self._templates[key] = obtain(spec, notify=self._notify)
         return Clone(self._templates[key], spec, self.run)
 
-    def region(self, spec: RegionSpec, *, doorbells: DoorbellPlan | None = None) -> Region:
+    def region(self, spec: RegionSpec, *, plug_in: bool = True, doorbells: DoorbellPlan | None = None) -> Region:
         """Make a region and plug it into those members that are VMs of this testbed; the others join by themselves.
 
         Args:
             spec: see there.
+            plug_in: false leaves that to `plug`.
             doorbells: faults of the doorbells between its members; see `testbed.faults`.
 
         Raises:
@@ -154,8 +159,9 @@ class Testbed:
         if doorbells is not None:
             region, detours = faults.detour(region, doorbells)
             self._detours[region.name] = region, detours
+        self.regions[region.name] = region
         for member in spec.members:
-            if member in self.vms:
+            if plug_in and member in self.vms:
                 plug(self.vms[member], region)
         return region
 
@@ -237,6 +243,11 @@ def plug(vm: Vm, region: Region) -> None:
         raise
 
 
+def plugged(vm: Vm, region: Region) -> bool:
+    """Whether the region is in the VM now."""
+    return f"iv-{region.name}" in vm.devices
+
+
 def unplug(vm: Vm, region: Region) -> None:
     """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in time."""
     vm.unplug(f"iv-{region.name}")
@@ -244,5 +255,3 @@ def unplug(vm: Vm, region: Region) -> None:
         vm.remove_chardev(f"ivb-{region.name}")
     else:
         vm.qmp("object-del", {"id": f"ivb-{region.name}"})
-
-

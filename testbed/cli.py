@@ -12,7 +12,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,11 +21,13 @@ import images
 from host.errors import HostError
 from idc.errors import IdcError
 from testbed import accel as accelerators
-from testbed import cli_bench, cli_image, cli_snapshot, demo, ship
+from testbed import cli_bench, cli_image, cli_look, cli_snapshot, cli_up, cli_vm, control, demo, registry, ship
 from testbed.bed import Testbed
-from testbed.errors import TestbedError
+from testbed.cli_common import Ended
+from testbed.errors import TestbedError, VmError
 from testbed.progress import Steps
 from testbed.qemu_args import DEFAULT_QEMU, format_args, path_wiring, qemu_args
+from testbed.transfer import Transferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,8 +36,23 @@ if TYPE_CHECKING:
     from testbed.qemu_args import VmSpec
 
 app = typer.Typer(help="Virtual machines that talk through shared memory: boot, transfer, measure.",
-                  no_args_is_help=True, pretty_exceptions_enable=False,
+                  no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"]})
+app.command()(cli_up.up)
+app.command()(cli_up.down)
+app.command()(cli_up.ps)
+app.command("exec", context_settings=cli_vm.REST)(cli_vm.exec_)
+app.command()(cli_vm.cp)
+app.command()(cli_vm.logs)
+app.command()(cli_vm.console)
+app.command(context_settings=cli_vm.REST)(cli_vm.ssh)
+app.command("ssh-proxy", hidden=True)(cli_vm.ssh_proxy)
+app.command()(cli_vm.plug)
+app.command()(cli_vm.unplug)
+app.command()(cli_look.doctor)
+app.command()(cli_look.dump)
+app.command()(cli_look.bundle)
+app.add_typer(cli_up.config, name="config")
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_snapshot.app, name="snapshot")
 app.add_typer(cli_bench.app, name="bench")
@@ -72,7 +89,10 @@ def demo_command(
     quiet: Quiet = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Send a real file between two VMs through shared memory and over TCP, and measure both."""
+    """Boot two VMs, send a file both ways, measure.
+
+    A real file goes between them through shared memory and over TCP, verified, and both are timed.
+    """
     steps = Steps(quiet=quiet)
     if dry_run:
         with Testbed(accel=_wish(accel), qemu=qemu, notify=steps.say) as bed:
@@ -99,15 +119,46 @@ def transfer(
     quiet: Quiet = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Boot two VMs and send a file of any size from one to the other; its checksum is verified at both ends."""
+    """Send a file between two running VMs, or two that are booted for it.
+
+    VMs of a running testbed are used if both names are theirs and no --accel or --qemu asks for others. Those that are
+    booted take a file of any size. The checksum is verified at both ends.
+    """
     job = ship.Job(file, source, target, path=path, save=save, tcp=tcp)
     steps = Steps(quiet=quiet)
+    pair = None if dry_run or accel != "auto" or qemu != DEFAULT_QEMU else registry.find_pair(source, target)
+    if pair is not None:
+        entry, first, second = pair
+        job = dataclasses.replace(job, source=first, target=second)
+        _print_transferred(_ship_within(entry, job, steps), as_json)
+        return
     if dry_run:
         size = ship.check(job)
         with Testbed(accel=_wish(accel), qemu=qemu, notify=steps.say) as bed:
             _print_commands(ship.specs(bed, job, size, Path("scratch.raw")))
         return
-    done = ship.run(job, steps, accel=_wish(accel), qemu=qemu)
+    _print_transferred(ship.run(job, steps, accel=_wish(accel), qemu=qemu), as_json)
+
+
+def _ship_within(entry: registry.Entry, job: ship.Job, steps: Steps) -> Transferred:
+    """Have a running testbed do it; its process reads and writes the files, so it is told where they are."""
+    steps.say(f"VMs of testbed {entry.name}")
+    save = str(job.save.absolute()) if job.save else None
+    request = {"file": str(job.file.absolute()), "source": job.source, "target": job.target, "path": job.path,
+               "save": save, "tcp": job.tcp}
+    with control.Control(entry) as link, steps.transfer(f"{job.source} -> {job.target}") as progress:
+
+        def hear(reply: dict[str, Any]) -> None:
+            if "say" in reply:
+                steps.say(reply["say"])
+            else:
+                progress(reply["side"], reply["phase"], reply["done"], reply["size"])
+
+        reply = link.call("transfer", request, hear=hear)
+    return Transferred(**{key: value for key, value in reply.items() if key != "ok"})
+
+
+def _print_transferred(done: Transferred, as_json: bool) -> None:
     if as_json:
         _out(json.dumps(dataclasses.asdict(done) | {"rate": done.rate}, indent=2))
     else:
@@ -121,17 +172,12 @@ def accel(
     qemu: Qemu = DEFAULT_QEMU,
     as_json: Json = False,
 ) -> None:
-    """Prove which accelerator works here by booting a guest with it, and say why."""
+    """Prove which accelerator works here, and why.
+
+    A guest is booted with it.
+    """
     verdict = accelerators.choose(_wish(wish), images.ensure(progress=Steps().say).kernel, qemu=qemu)
     _out(json.dumps(dataclasses.asdict(verdict), indent=2) if as_json else str(verdict))
-
-
-class Ended(BaseException):
-    """A signal asks for the end. Not KeyboardInterrupt: typer would make that an exit of its own, without a word."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 def _ended(number: int, _frame: FrameType | None) -> None:
@@ -155,7 +201,8 @@ def main() -> None:
     try:
         app()
     except (TestbedError, images.ImageError, HostError, IdcError) as error:
-        raise _fail(f"error: {error}") from None
+        # A VM's own error has the console's last lines; every other fits one line.
+        raise _fail(f"error: {error if isinstance(error, VmError) else control.one_line(error)}") from None
     except OSError as error:  # of this machine: a full disk, a directory that may not be written
         raise _fail(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}") from None
     except Ended as ended:

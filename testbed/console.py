@@ -21,7 +21,7 @@ import pexpect.fdpexpect
 from testbed.errors import CONSOLE_LINES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Severity = Literal["panic", "oops", "warning"]
@@ -59,11 +59,14 @@ class _Tee:
         self.text = ""
         self.dropped = 0  # characters of `text` that were cut off at its front
         self.first_byte: float | None = None
+        self.sinks: list[Callable[[bytes], None]] = []
 
     def write(self, data: bytes) -> int:
         if self.first_byte is None:
             self.first_byte = time.monotonic()
         self._file.write(data)
+        for sink in tuple(self.sinks):
+            sink(data)
         with self.changed:
             self.text += _ESCAPES.sub("", data.decode("utf-8", "replace"))
             if len(self.text) > 2 * _TEXT_LIMIT:
@@ -138,6 +141,19 @@ class Console:
         """Wait until QEMU has closed its end and all that it wrote is read: last words come last."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def send(self, data: bytes) -> None:
+        """Type on it. For people only: nothing is ever run over the console. Raises OSError when QEMU is gone."""
+        self._sock.sendall(data)
+
+    @contextlib.contextmanager
+    def shown(self, sink: Callable[[bytes], None]) -> Iterator[None]:
+        """Give every byte to `sink` too, which must not block: QEMU, and so the guest, waits for it."""
+        self._tee.sinks.append(sink)
+        try:
+            yield
+        finally:
+            self._tee.sinks.remove(sink)
 
     def close(self) -> None:
         """Stop reading. The log stays."""

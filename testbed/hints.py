@@ -12,8 +12,15 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the kernel must be a bzImage, or a vmlinux with a PVH entry",
     ),
     (r"cannot set up guest memory|Cannot allocate memory", "give the VM less memory, or stop other VMs"),
+    (
+        r"unable to map backing store|hugetlb|HugeTLB",
+        "reserve huge pages: sysctl vm.nr_hugepages=N (2 MiB each); see HugePages_Free in /proc/meminfo",
+    ),
     (r"Failed to get .* lock", "another process writes to this disk image"),
-    (r"Could not open '.*'|No such file or directory", "a file that QEMU was given is missing; is the image complete?"),
+    (
+        r"Could not open '.*'|qemu-system-\S+: .*No such file or directory",
+        "a file that QEMU was given is missing; is the image complete?",
+    ),
     (r"VFS: Unable to mount root|No working init found", "the guest was given no initramfs, or one without /init"),
     (r"erofs|Unable to read block|bad superblock|wrong fs type", "the root file system is damaged; rebuild it"),
     (r"Attempted to kill init", "process 1 ended: the line before the panic says why; the init is ours, see images/"),

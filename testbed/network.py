@@ -31,7 +31,7 @@ from testbed.qemu_args import Nic
 if TYPE_CHECKING:
     from types import TracebackType
 
-Kind = Literal["tap", "stream"]
+Kind = Literal["tap", "stream", "user"]
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -40,7 +40,7 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _VNET_HEADER = 12  # struct virtio_net_hdr_mrg_rxbuf
 _CHILD_SECONDS = 30.0
-_PREFIX = "10.77.0"
+_PREFIX = "10.77"
 TAP_MTU = 65521
 """65535 less what virtio-net and the TAP put in front, rounded; both ends of TCP then fill their largest segments."""
 
@@ -91,8 +91,9 @@ class Network:
         self.close()
 
 
-def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: int = TAP_MTU) -> Network:
-    """A network for `count` VMs, addresses 10.77.0.1/24 and on.
+def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: int = TAP_MTU,
+         subnet: int = 0) -> Network:
+    """A network for `count` VMs, addresses 10.77.`subnet`.1/24 and on, so that one VM can be on several.
 
     "auto" takes TAPs where they can be had, else sockets, and says why in `reason`. Raises NetworkError if the wish
     cannot be fulfilled.
@@ -100,25 +101,25 @@ def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: in
     if not 1 <= count <= 250:
         raise NetworkError(f"a network for {count} VMs; it has room for 250")
     if wish == "stream":
-        return _streams(count, "asked for")
+        return _streams(count, "asked for", subnet)
     try:
-        return _taps(count, mtu)
+        return _taps(count, mtu, subnet)
     except NetworkError as error:
         if wish == "tap":
             raise
-        return _streams(count, f"no TAP: {error.message}")
+        return _streams(count, f"no TAP: {error.message}", subnet)
 
 
-def _member(index: int, netdev: str, fds: tuple[int, ...], mtu: int = 0) -> Member:
-    # Locally administered, and the same number in both addresses.
-    nic = Nic(netdev, mac=f"52:54:00:77:00:{index + 1:02x}", mtu=mtu, fds=fds)
-    return Member(nic, f"{_PREFIX}.{index + 1}/24")
+def _member(subnet: int, index: int, netdev: str, fds: tuple[int, ...], mtu: int = 0) -> Member:
+    # Locally administered, and the same numbers in both addresses.
+    nic = Nic(netdev, mac=f"52:54:00:77:{subnet:02x}:{index + 1:02x}", mtu=mtu, fds=fds)
+    return Member(nic, f"{_PREFIX}.{subnet}.{index + 1}/24")
 
 
 # -- TAPs
 
 
-def _taps(count: int, mtu: int) -> Network:
+def _taps(count: int, mtu: int, subnet: int) -> Network:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         child = subprocess.Popen(
@@ -139,7 +140,7 @@ def _taps(count: int, mtu: int) -> Network:
     answer = json.loads(message)
     if "error" in answer:
         raise NetworkError(answer["error"])
-    members = [_member(index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(fds)]
+    members = [_member(subnet, index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(fds)]
     return Network("tap", members, f"bridge, vnet headers, offloads, MTU {mtu}", "", fds)
 
 
@@ -191,7 +192,18 @@ def _open_tap(name: str) -> int:
 # -- sockets
 
 
-def _streams(count: int, reason: str) -> Network:
+def user(count: int, subnet: int = 0) -> Network:
+    """QEMU's own network for `count` VMs, each alone on it: out through the host, nothing in, no rights needed.
+
+    Addresses 10.78.`subnet`.15/24; the gateway is .2 and the resolver .3.
+    """
+    net = f"10.78.{subnet}"
+    members = [Member(Nic(f"user,net={net}.0/24", mac=f"52:54:00:78:{subnet:02x}:{index + 1:02x}"), f"{net}.15/24")
+               for index in range(count)]
+    return Network("user", members, f"QEMU's own, {net}.0/24", "", [])
+
+
+def _streams(count: int, reason: str, subnet: int) -> Network:
     """QEMU's own: a pair of connected sockets, which is for two VMs at most."""
     members: list[Member] = []
     if count > 2:
@@ -202,7 +214,7 @@ def _streams(count: int, reason: str) -> Network:
     for index in range(count):
         fds = tuple(ends[index]) if pairs else ()
         netdev = f"stream,server=off,addr.type=fd,addr.str={fds[0]}" if fds else "user,restrict=on"
-        members.append(_member(index, netdev, fds))
+        members.append(_member(subnet, index, netdev, fds))
     return Network("stream", members, "socket pair, no vnet headers, no offloads, MTU 1500", reason, held)
 
 

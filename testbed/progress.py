@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from testbed.transfer import Progress as TransferProgress
 
-_PHASES = {"checksum": "checksum before", "transfer": "transfer", "verify": "checksum after"}
+_PHASES = {"push": "into the VM", "checksum": "checksum before", "transfer": "transfer", "verify": "checksum after",
+           "save": "out of the VM"}
 
 
 class Steps:

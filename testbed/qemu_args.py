@@ -67,12 +67,16 @@ class Disk:
 
 @dataclass(frozen=True)
 class Memory:
-    """The guest's RAM. "anonymous" is private to QEMU; "memfd" and "file" (at `path`) can be shared and snapshotted."""
+    """The guest's RAM. "anonymous" is private to QEMU; "memfd" and "file" (at `path`) can be shared and snapshotted.
+
+    `hugepages` takes it from the host's reserved huge pages; "memfd" only.
+    """
 
     mib: int = 256
     backend: Literal["anonymous", "memfd", "file"] = "anonymous"
     path: Path | None = None
     share: bool = False
+    hugepages: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ class VmSpec:
     come from `images.ensure()`; the root file system is the first disk, read-only, shared with every other
     VM. `accel` is what `testbed.accel` proved. `region_ports` root ports wait for shared-memory devices,
     because nothing can be plugged into q35's own bus; each can take a region of `region_port_mib` at most, a
-    power of two. `hot_ports` more wait for network cards that come later, as they do in a clone. `ip` is an address
-    with prefix for the first NIC. `kernel_args` are appended, `extra` goes to QEMU as it is. `kernel` may be a build
-    tree. `gdb` "on" gives gdb a socket, `Vm.gdb`; with "wait", too, and the guest does not start before gdb lets it.
+    power of two. `hot_ports` more wait for network cards that come later, as they do in a clone. Virtual CPU i runs
+    on host CPU `pin[i % len(pin)]` alone. `ip` is an address with prefix for the first NIC. `kernel_args` are
+    appended, `extra` goes to QEMU as it is. `kernel` may be a build tree. `gdb` "on" gives gdb a socket, `Vm.gdb`;
+    with "wait", too, and the guest does not start before gdb lets it.
     """
 
     name: str
@@ -95,6 +100,7 @@ class VmSpec:
     accel: Accel = "tcg"
     cpu: str = ""
     cpus: int = 1
+    pin: tuple[int, ...] = ()
     memory: Memory = field(default_factory=Memory)
     region_ports: int = 4
     region_port_mib: int = 256
@@ -133,6 +139,8 @@ class VmSpec:
             raise SpecError(f"VM {self.name}: region_port_mib is {self.region_port_mib}; it must be a power of two")
         if (self.memory.backend == "file") != (self.memory.path is not None):
             raise SpecError(f"VM {self.name}: memory backend {self.memory.backend!r} with path {self.memory.path}")
+        if self.memory.hugepages and self.memory.backend != "memfd":
+            raise SpecError(f"VM {self.name}: huge pages need memory backend 'memfd', not {self.memory.backend!r}")
         if any(char in word for word in self.kernel_args for char in " \n"):
             raise SpecError(f"VM {self.name}: a kernel argument holds a blank: {self.kernel_args}")
 
@@ -220,7 +228,8 @@ def _machine(spec: VmSpec) -> list[str]:
     if spec.memory.backend == "anonymous":
         args += ["-object", f"memory-backend-ram,id=ram,{size},{share}"]
     elif spec.memory.backend == "memfd":
-        args += ["-object", f"memory-backend-memfd,id=ram,{size},{share}"]
+        huge = ",hugetlb=on" if spec.memory.hugepages else ""
+        args += ["-object", f"memory-backend-memfd,id=ram,{size},{share}{huge}"]
     else:
         args += ["-object", f"memory-backend-file,id=ram,{size},{share},mem-path={escape(str(spec.memory.path))}"]
     # VFIO in the guest needs an IOMMU; interrupt remapping by the split irqchip.

@@ -56,7 +56,7 @@ class Run:
         self._closed = False
         self._children: list[subprocess.Popen[bytes]] = []
         self._make_base()
-        with _locked(self.base):
+        with locked(self.base):
             _sweep(self.base)
             self.directory = self.base / self.id
             self.directory.mkdir(mode=0o700)
@@ -176,7 +176,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def _locked(base: Path) -> Iterator[None]:
+def locked(base: Path) -> Iterator[None]:
     """Only one process at a time makes or sweeps runs, so that a sweep never sees a directory without its lock."""
     fd = os.open(base / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -184,6 +184,21 @@ def _locked(base: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def keeper_lives(directory: Path) -> bool:
+    """Whether somebody still looks after that run: its keeper holds the lock as long as it lives."""
+    try:
+        fd = os.open(directory / keeper.LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # it was killed while it removed the directory
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _sweep(base: Path) -> None:
@@ -195,18 +210,8 @@ def _sweep(base: Path) -> None:
         if (directory / keeper.KEPT_NAME).exists():
             kept.append((directory.stat().st_mtime, directory))
             continue
-        try:
-            fd = os.open(directory / keeper.LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            fd = -1  # its keeper was killed while it removed the directory
-        try:
-            if fd >= 0:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its keeper lives
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        if keeper_lives(directory):
+            continue
         keeper.end_all(directory.name)
         keeper.clear_directory(str(directory), keep=False)
     for _, directory in sorted(kept)[:-_KEPT_RUNS]:

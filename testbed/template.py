@@ -65,7 +65,7 @@ def machine_of(spec: VmSpec, ram: Path, *, share: bool) -> VmSpec:
     if reason := why_cold(spec):
         raise SpecError(f"VM {spec.name} cannot be cloned: {reason}", hint="boot it cold")
     memory = Memory(spec.memory.mib, "file", ram, share)
-    return dataclasses.replace(spec, name=NAME, nics=(), ip="", hot_ports=HOT_PORTS, memory=memory)
+    return dataclasses.replace(spec, name=NAME, nics=(), ip="", pin=(), hot_ports=HOT_PORTS, memory=memory)
 
 
 def key_of(spec: VmSpec) -> str:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    import paramiko
+
     from testbed.run import Run
 
 E = TypeVar("E", bound=VmError)
@@ -167,7 +169,9 @@ class Vm:
     def wait_ready(self, timeout: float = BOOT_SECONDS) -> AgentInfo:
         """Wait for the agent's READY. Raises BootFailed, or QemuFailed if QEMU never got as far as a guest."""
         try:
-            return self._agent.wait_ready(timeout)
+            info = self._agent.wait_ready(timeout)
+            self._pin()
+            return info
         except TimeoutError:
             raise self.error(
                 BootFailed, f"no READY from its agent in {timeout:.0f} s (QEMU: {self._run_state()})"
@@ -178,6 +182,20 @@ class Vm:
             raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
         except VmError as error:
             raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
+
+    def _pin(self) -> None:
+        """Bind each virtual CPU's thread to its host CPU. Raises SpecError if this process may not use that one."""
+        if not self.spec.pin:
+            return
+        for cpu in self.qmp("query-cpus-fast"):
+            place = self.spec.pin[cpu["cpu-index"] % len(self.spec.pin)]
+            try:
+                os.sched_setaffinity(cpu["thread-id"], {place})
+            except OSError as error:
+                raise SpecError(
+                    f"VM {self.name}: cannot pin a virtual CPU to host CPU {place}: {error.strerror}",
+                    hint=f"allowed here: {sorted(os.sched_getaffinity(0))}",
+                ) from error
 
     def shutdown(self, timeout: float = 60.0) -> None:
         """Have the guest sync and power off, wait for QEMU's end. Raises TimedOut, after killing it."""
@@ -359,6 +377,25 @@ class Vm:
         return self._process is not None and not self._exited.is_set()
 
     @property
+    def death(self) -> VmError | None:
+        """Why QEMU ended; None while it runs, and before it was started."""
+        return None if self._death is None else self._death()
+
+    @property
+    def state(self) -> str:
+        """"running", "paused", or "ended: " with the reason in one line."""
+        death = self.death
+        if death is not None:
+            return f"ended: {death.message.splitlines()[0]}"
+        return "ended" if not self.alive else "paused" if self._paused else "running"
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Ids of the devices that are plugged into root ports now."""
+        with self._plugging:
+            return frozenset(self._ports.values())
+
+    @property
     def info(self) -> AgentInfo:
         """What the agent said in READY."""
         return self._agent.wait_ready(0 if self._agent.info else COMMAND_SECONDS)
@@ -511,6 +548,12 @@ class Vm:
             if self._exited.is_set() or not self._console.wait_changed(seen, min(1.0, deadline - time.monotonic())):
                 continue
             self._exited.wait(0.01 if self._console.position() == seen else 0)
+
+    def ssh(self) -> paramiko.SSHClient:
+        """A paramiko client, logged in as root; no network is needed. Raises SshFailed, VmError."""
+        from testbed import ssh  # late: paramiko is slow to load, and few want it
+
+        return ssh.connect(self)
 
     # -- QEMU
 

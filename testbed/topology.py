@@ -1,0 +1,439 @@
+"""What a testbed is made of, as a user writes it: VMs, regions, links, buses, networks. Pure, but for `load`.
+
+May depend on pydantic, tomllib, `host.region` (to lay regions out) and `testbed.errors`. One model for the TOML
+file, for Python and for fixtures:
+
+    topology = load(Path("pair.toml"))
+    topology = Topology(vms={"a": Machine(), "b": Machine(cpus=2)}, links={"ab": Link(members=("a", "b"))})
+    resolve(topology)        # defaults filled in, links and buses turned into regions, everything checked
+
+Every mistake is one line: file, table, key, what is wrong with it and the nearest thing that would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from host.errors import RegionError
+from host.region import RegionSpec
+from idc.layout import ChannelSpec, Kind, Rights
+from testbed.errors import SpecError
+from testbed.qemu_args import DEFAULT_QEMU
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+#: A bus has a channel for each pair of its members, and a header page has room for 24: seven members.
+BUS_MEMBERS = 7
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]+) ?(?:([KMGT])(?:iB|B)?)?")
+_VM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class TopologyError(SpecError):
+    """A topology that makes no sense; one line with file, table and key."""
+
+
+def parse_size(value: object) -> object:
+    """Bytes of 4096, "64K", "16M" or "1 GiB" (powers of 1024). Raises ValueError for other text."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f'{value!r} is no size; write bytes, or a number with K, M or G, such as "16M"')
+    return int(match[1]) * _UNITS[match[2] or ""]
+
+
+def size_text(size: int) -> str:
+    """The shortest exact way to write a size: "16M"."""
+    unit = next(unit for unit in "TGMK" if size % _UNITS[unit] == 0) if size and size % KIB == 0 else ""
+    return f"{size // _UNITS[unit]}{unit}"
+
+
+def _path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True, gt=0), PlainSerializer(size_text)]
+File = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
+Number = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
+
+
+class Table(BaseModel):
+    """What all tables share: they cannot be changed, and a key that they do not know is an error with a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: object) -> object:
+        for key in data if isinstance(data, dict) else ():
+            if key not in cls.model_fields:
+                raise PydanticCustomError("unknown_key", "no such key {key}{hint}", {
+                    "key": repr(key), "hint": nearest(str(key), cls.model_fields)})
+        return data
+
+
+class DiskFile(Table):
+    """One more disk, the guest's /dev/vdb and on. `path` is a file of the host."""
+
+    path: File
+    format: Literal["raw", "qcow2"] = "raw"
+    readonly: Flag = False
+
+
+class Machine(Table):
+    """One VM.
+
+    Attributes:
+        memory: RAM.
+        cpus: virtual CPUs.
+        cpu: QEMU's -cpu; empty for the host's under KVM, and what TCG does best under TCG.
+        kernel: a bzImage or vmlinux, or a kernel's build tree; by default the image's.
+        initrd: by default the image's.
+        rootfs: by default the image's.
+        image: label of an image of `testbed image list`; empty for the one that fits this testbed.
+        kernel_args: appended to the kernel's command line.
+        pin: host CPUs; virtual CPU i runs on number i modulo their count, and nowhere else.
+        hugepages: RAM from the host's huge pages, which must be reserved there.
+        region_ports: how many regions can be plugged at a time; None for at least 4.
+        region_port: the largest region that fits a port, a power of two; None for at least 256M.
+        disks: in order.
+        extra: goes to QEMU as it is.
+    """
+
+    memory: Size = 256 * MIB
+    cpus: Number = 1
+    cpu: Text = ""
+    kernel: File | None = None
+    initrd: File | None = None
+    rootfs: File | None = None
+    image: Text = ""
+    kernel_args: tuple[Text, ...] = ()
+    pin: tuple[Number, ...] = ()
+    hugepages: Flag = False
+    region_ports: Number | None = None
+    region_port: Size | None = None
+    disks: tuple[DiskFile, ...] = ()
+    extra: tuple[Text, ...] = ()
+
+
+class ChannelTable(Table):
+    """A channel between two rw members. `slot`: bytes of a message slot, 8 of them its header; none for "byte"."""
+
+    kind: Literal["message", "byte"]
+    members: tuple[Text, Text]
+    ring: Size
+    slot: Size | None = None
+
+    def spec(self, name: str) -> ChannelSpec:
+        """For `host.region`."""
+        return ChannelSpec(name, Kind[self.kind.upper()], *self.members, self.ring, self.slot or 0)
+
+
+class RegionTable(Table):
+    """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`."""
+
+    size: Size = 16 * MIB
+    members: dict[str, Literal["rw", "ro"]]
+    channels: dict[str, ChannelTable] = {}
+    plug: Flag = True
+
+    def spec(self, name: str) -> RegionSpec:
+        """For `host.region`."""
+        members = {member: Rights[rights.upper()] for member, rights in self.members.items()}
+        return RegionSpec(name, self.size, members, [c.spec(channel) for channel, c in self.channels.items()])
+
+
+class Link(Table):
+    """A region of two members' own, with the channels that transfers and round trips use."""
+
+    members: tuple[Text, ...]
+    size: Size = 16 * MIB
+    plug: Flag = True
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if len(self.members) != 2:
+            raise PydanticCustomError("members", "a link has two members, this one {count}; for more, write a [buses] "
+                                      "table", {"count": len(self.members)})
+        return self
+
+
+class Bus(Table):
+    """A region for several members that trust each other, with a message channel for each pair."""
+
+    members: tuple[Text, ...]
+    size: Size = 16 * MIB
+    ring: Size = 64 * KIB
+    slot: Size = KIB
+    plug: Flag = True
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not 2 <= len(self.members) <= BUS_MEMBERS:
+            raise PydanticCustomError("members", "a bus has 2 to {most} members, this one {count}",
+                                      {"most": BUS_MEMBERS, "count": len(self.members)})
+        return self
+
+
+class NetworkTable(Table):
+    """A network: "tap" (a bridge of its own), "stream" (a socket between two VMs), "user" (each VM alone, out through
+    the host), or "auto" (tap where it can be had, else stream). `mtu` in bytes is for "tap"; None for the largest.
+    """
+
+    members: tuple[Text, ...]
+    kind: Literal["auto", "tap", "stream", "user"] = "auto"
+    mtu: Number | None = None
+
+
+class Topology(Table):
+    """A whole testbed. `processes` are host processes that join regions by themselves, as members beside the VMs."""
+
+    name: Text = ""
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    qemu: Text = DEFAULT_QEMU
+    keep: Literal["failed", "always", "never"] = "failed"
+    vms: dict[str, Machine] = {}
+    regions: dict[str, RegionTable] = {}
+    links: dict[str, Link] = {}
+    buses: dict[str, Bus] = {}
+    networks: dict[str, NetworkTable] = {}
+    processes: tuple[Text, ...] = ()
+
+    def as_toml(self, *, everything: bool = True) -> str:
+        """The same topology as a file; with `everything` false, only what was set."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude_unset=not everything))
+
+
+def pair(a: str = "front", b: str = "back") -> Topology:
+    """What `testbed up` boots when it is given no file: two VMs and a link."""
+    return Topology(name="pair", vms={a: Machine(), b: Machine()}, links={f"{a}-{b}": Link(members=(a, b))})
+
+
+def load(path: Path) -> Topology:
+    """Read a TOML file; paths in it are relative to its directory, its name is the default of `name`.
+
+    Raises TopologyError.
+    """
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except OSError as error:
+        raise TopologyError(f"cannot read the topology {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TopologyError(f"{path} is no TOML: {error}") from error
+    return parse(data, source=str(path), directory=path.resolve().parent, default_name=path.stem)
+
+
+def parse(data: dict[str, Any], *, source: str = "topology", directory: Path | None = None,
+          default_name: str = "") -> Topology:
+    """A topology from plain data. `source` is what errors call it; relative paths are made absolute by `directory`.
+
+    Raises TopologyError.
+    """
+    try:
+        topology = Topology.model_validate({"name": default_name, **data})
+    except ValidationError as error:
+        raise TopologyError(f"{source}: {_sentence(error)}") from None
+    if directory is not None:
+        vms = {name: _absolute(vm, directory) for name, vm in topology.vms.items()}
+        topology = topology.model_copy(update={"vms": vms})
+    return topology
+
+
+def _absolute(vm: Machine, directory: Path) -> Machine:
+    given = {key: getattr(vm, key) for key in ("kernel", "initrd", "rootfs")}
+    files = {key: directory / path for key, path in given.items() if path is not None}
+    disks = tuple(disk.model_copy(update={"path": directory / disk.path}) for disk in vm.disks)
+    return vm.model_copy(update={**files, "disks": disks})
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake in one line, and how many more there are."""
+    first = error.errors(include_url=False)[0]
+    loc, kind = first["loc"], first["type"]
+    if kind in ("unknown_key", "members"):
+        text = f"{_where((*loc, ''))}{first['msg']}"
+    elif kind == "missing":
+        text = f"{_where(loc)}is missing"
+    elif kind == "value_error":
+        text = f"{_where(loc)}{first['ctx']['error']}"
+    else:
+        text = f"{_where(loc)}{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+        if kind == "literal_error" and isinstance(first["input"], str):
+            text += nearest(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    more = error.error_count() - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    """`("vms", "a", "disks", 0, "path")` as "[vms.a] disks[0].path: "."""
+    key = ""
+    for part in loc[2:] if len(loc) > 2 else loc[-1:]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key and part else str(part)
+    table = ".".join(map(str, loc[:2])) if len(loc) > 2 else str(loc[0]) if len(loc) > 1 else ""
+    words = [f"[{table}]" if table else "", key]
+    return " ".join(filter(None, words)) + (": " if any(words) else "")
+
+
+def nearest(name: str, known: Any, *, every: bool = False) -> str:  # noqa: ANN401 - any iterable of names
+    """A clause "; did you mean 'x'?", or, if nothing is near and `every` is set, the list of what there is."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f" (there are: {', '.join(names) or 'none'})" if every else ""
+
+
+def resolve(topology: Topology, *, source: str = "topology") -> Topology:
+    """The same testbed with every default filled in, links and buses as regions, and all of it checked. Idempotent.
+
+    Files of the host are not looked at. Raises TopologyError.
+    """
+    return _Resolver(topology, source).resolved()
+
+
+class _Resolver:
+    """Checks a topology and fills it in; knows how to name the place of a mistake."""
+
+    def __init__(self, topology: Topology, source: str) -> None:
+        self._given = topology
+        self._source = source
+
+    def _fail(self, where: str, text: str) -> NoReturn:
+        raise TopologyError(f"{self._source}: {where}{': ' if where else ''}{text}")
+
+    def resolved(self) -> Topology:
+        given = self._given
+        if not given.vms:
+            self._fail("", "there is no VM; write a table such as [vms.front]")
+        if not _VM_NAME.fullmatch(given.name or "testbed"):
+            self._fail("name", f"{given.name!r} is no name; {_NAMING}")
+        for name, vm in given.vms.items():
+            self._check_vm(name, vm)
+        regions = self._regions()
+        for name, region in regions.items():
+            self._check_region(name, region)
+        for name, network in given.networks.items():
+            self._check_network(name, network)
+        vms = {name: self._ports(name, vm, regions) for name, vm in given.vms.items()}
+        return given.model_copy(update={"name": given.name or "testbed", "vms": vms, "regions": regions, "links": {},
+                                        "buses": {}})
+
+    def _check_vm(self, name: str, vm: Machine) -> None:
+        where = f"[vms.{name}]"
+        if not _VM_NAME.fullmatch(name):
+            self._fail(where, f"{name!r} is no name of a VM; {_NAMING}")
+        if vm.cpus < 1:
+            self._fail(f"{where} cpus", f"a VM has at least one, not {vm.cpus}")
+        if vm.memory % MIB or vm.memory < 64 * MIB:
+            self._fail(f"{where} memory", f"{size_text(vm.memory)} is not whole mebibytes, 64M at least")
+        if any(cpu < 0 for cpu in vm.pin):
+            self._fail(f"{where} pin", f"{list(vm.pin)} holds a number that is no CPU's")
+        for word in vm.kernel_args:
+            if not word or any(char.isspace() for char in word):
+                self._fail(f"{where} kernel_args", f"{word!r} is not one word; write a list of words")
+        if name in self._given.processes:
+            self._fail("processes", f"{name!r} is a VM too; the two need different names")
+
+    def _members(self, where: str, members: Any, *, vms_only: bool = False) -> None:  # noqa: ANN401 - iterable of names
+        known = [*self._given.vms, *(() if vms_only else self._given.processes)]
+        seen: set[str] = set()
+        for member in members:
+            if member not in known:
+                self._fail(where, f"{member!r} is no VM of this testbed{nearest(member, known, every=True)}")
+            if member in seen:
+                self._fail(where, f"{member!r} is named twice")
+            seen.add(member)
+
+    def _regions(self) -> dict[str, RegionTable]:
+        """Links and buses as the regions that they are, after those that are written out."""
+        given = self._given
+        regions = dict(given.regions)
+        for kind, tables in (("links", given.links), ("buses", given.buses)):
+            for name, table in tables.items():
+                if name in regions:
+                    self._fail(f"[{kind}.{name}]", "another region has that name too")
+                self._members(f"[{kind}.{name}] members", table.members)
+                channels = _link_channels(table) if isinstance(table, Link) else _bus_channels(table)
+                regions[name] = RegionTable(size=table.size, members=dict.fromkeys(table.members, "rw"),
+                                            channels=channels, plug=table.plug)
+        return regions
+
+    def _region_table(self, name: str) -> str:
+        kind = "regions" if name in self._given.regions else "links" if name in self._given.links else "buses"
+        return f"[{kind}.{name}]"
+
+    def _check_region(self, name: str, region: RegionTable) -> None:
+        where = self._region_table(name)
+        if region.size & (region.size - 1):
+            below = 1 << region.size.bit_length() - 1
+            self._fail(f"{where} size", f"{size_text(region.size)} is no power of two, which a region's size must be; "
+                       f"take {size_text(below)} or {size_text(2 * below)}")
+        self._members(f"{where} members", region.members)
+        try:
+            region.spec(name).plan()
+        except RegionError as error:
+            self._fail(where, str(error.__cause__ or error))
+
+    def _check_network(self, name: str, network: NetworkTable) -> None:
+        where = f"[networks.{name}]"
+        if not _NAME.fullmatch(name):
+            self._fail(where, f"{name!r} is no name; {_NAMING}")
+        self._members(f"{where} members", network.members, vms_only=True)
+        if not network.members:
+            self._fail(f"{where} members", "a network needs at least one")
+        if network.kind == "stream" and len(network.members) > 2:
+            self._fail(f"{where} kind", "a stream is a socket between two VMs; take \"tap\" for more")
+        if network.mtu is not None and not 576 <= network.mtu <= 65521:
+            self._fail(f"{where} mtu", f"{network.mtu} is not 576 to 65521")
+
+    def _ports(self, name: str, vm: Machine, regions: dict[str, RegionTable]) -> Machine:
+        """Root ports enough, and large enough, for the regions that this VM may map."""
+        mine = {region: table for region, table in regions.items() if name in table.members}
+        ports = max(4, len(mine)) if vm.region_ports is None else vm.region_ports
+        largest = max((table.size for table in mine.values()), default=0)
+        room = max(256 * MIB, largest) if vm.region_port is None else vm.region_port
+        where = f"[vms.{name}]"
+        if not 0 <= ports <= 28:
+            self._fail(f"{where} region_ports", f"{ports} is not 0 to 28, which is what q35's bus has room for")
+        if len(mine) > ports:
+            self._fail(f"{where} region_ports", f"{ports} are not enough for its {len(mine)} regions "
+                       f"({', '.join(mine)})")
+        if room & (room - 1) or room < MIB:
+            self._fail(f"{where} region_port", f"{size_text(room)} is no power of two from 1M")
+        for region, table in mine.items():
+            if table.size > room:
+                self._fail(f"{where} region_port", f"{size_text(room)} is too small for region {region!r} of "
+                           f"{size_text(table.size)}")
+        return vm.model_copy(update={"region_ports": ports, "region_port": room})
+
+
+_NAMING = 'use lower-case letters, digits and "-", 32 characters at most'
+
+
+def _link_channels(link: Link) -> dict[str, ChannelTable]:
+    # Late: testbed.bed loads everything that boots VMs, which reading a file has no use for.
+    from testbed.bed import link_channels
+
+    return {spec.name: ChannelTable(kind="message" if spec.kind is Kind.MESSAGE else "byte", members=(spec.a, spec.b),
+                                    ring=spec.ring_bytes, slot=spec.slot_size or None)
+            for spec in link_channels(link.members[0], link.members[1])}
+
+
+def _bus_channels(bus: Bus) -> dict[str, ChannelTable]:
+    # By number, because a channel's name has room for one VM's name only.
+    pairs = itertools.combinations(enumerate(bus.members), 2)
+    return {f"c{i}-{j}": ChannelTable(kind="message", members=(a, b), ring=bus.ring, slot=bus.slot)
+            for (i, a), (j, b) in pairs}
