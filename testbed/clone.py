@@ -12,13 +12,13 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from testbed.agent import AgentFault
+from testbed.calls import AgentFault
 from testbed.errors import BootFailed, VmError
 from testbed.qemu_args import clone_args, clone_nic
 from testbed.vm import BOOT_SECONDS, BootTimes, Vm
 
 if TYPE_CHECKING:
-    from testbed.agent import AgentInfo
+    from testbed.calls import AgentInfo
     from testbed.qemu_args import VmSpec, Wiring
     from testbed.run import Run
     from testbed.template import Template

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from testbed.errors import TestbedError
 
 if TYPE_CHECKING:
-    from testbed.agent import AgentClient, Process
+    from testbed.agent import AgentClient
+    from testbed.calls import Process
 
 _PIECE = 64 * 1024
 

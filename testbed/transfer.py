@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from testbed.agent import Process
+    from testbed.calls import Process
     from testbed.vm import Vm
 
     Side = Literal["source", "target"]

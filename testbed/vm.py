@@ -18,7 +18,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from testbed.agent import AgentClient, AgentFault, AgentInfo, HostFault, Process, Result
+from testbed.agent import AgentClient
+from testbed.calls import AgentFault, AgentInfo, HostFault, Process, Result
 from testbed.console import Console, Finding
 from testbed.errors import (
     AgentLost,
@@ -38,6 +39,7 @@ from testbed.errors import (
 )
 from testbed.hints import hint_for
 from testbed.kernel import resolve_files
+from testbed.pinning import pin
 from testbed.qemu_args import VmSpec, Wiring, escape, port_name, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
 from testbed.starve import Starved, starve
@@ -170,7 +172,7 @@ class Vm:
         """Wait for the agent's READY. Raises BootFailed, or QemuFailed if QEMU never got as far as a guest."""
         try:
             info = self._agent.wait_ready(timeout)
-            self._pin()
+            pin(self)
             return info
         except TimeoutError:
             raise self.error(
@@ -182,20 +184,6 @@ class Vm:
             raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
         except VmError as error:
             raise self.error(BootFailed, f"did not boot: {error.message}", hint=error.hint) from error
-
-    def _pin(self) -> None:
-        """Bind each virtual CPU's thread to its host CPU. Raises SpecError if this process may not use that one."""
-        if not self.spec.pin:
-            return
-        for cpu in self.qmp("query-cpus-fast"):
-            place = self.spec.pin[cpu["cpu-index"] % len(self.spec.pin)]
-            try:
-                os.sched_setaffinity(cpu["thread-id"], {place})
-            except OSError as error:
-                raise SpecError(
-                    f"VM {self.name}: cannot pin a virtual CPU to host CPU {place}: {error.strerror}",
-                    hint=f"allowed here: {sorted(os.sched_getaffinity(0))}",
-                ) from error
 
     def shutdown(self, timeout: float = 60.0) -> None:
         """Have the guest sync and power off, wait for QEMU's end. Raises TimedOut, after killing it."""

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from idc import framing
-from testbed.agent import AgentClient, AgentFault, AgentInfo, HostFault
+from testbed.agent import AgentClient
+from testbed.calls import AgentFault, AgentInfo, HostFault
 from testbed.errors import AgentLost, GuestHung, TestbedError
 
 ROOT = Path(__file__).resolve().parents[2]

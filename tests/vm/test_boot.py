@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.agent import AgentInfo
+from testbed.calls import AgentInfo
 from testbed.errors import CommandFailed, FileFailed, QmpFailed, SpecError, TimedOut, VmStopped
 from testbed.run import Run
 from testbed.vm import Vm, boot_all
