@@ -112,7 +112,8 @@ def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str = DE
     """
     if file is not None:
         file_size(file)  # before the image is built for nothing
-    with Testbed(accel=accel, qemu=qemu, notify=steps.say) as bed:
+    # Cold: a clone's memory is copied page by page when it is first written, which would be in the measurements.
+    with Testbed(accel=accel, qemu=qemu, boot="cold", notify=steps.say) as bed:
         steps.say(f"accelerator: {bed.verdict.accel} ({bed.verdict.reason})")
         source, size = file_to_send(file, bed)
         report = Report(bed.verdict.accel, bed.verdict.reason, source.name, size, host=_host(bed))
