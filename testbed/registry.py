@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FILE = "testbed.json"
 SOCKET = "control.sock"
 CONNECT_SECONDS = 5.0
+_VM = re.compile(r"([a-z0-9-]+/)?[a-z0-9-]+")
 
 
 class NoSuchTestbed(TestbedError):
@@ -138,6 +140,8 @@ def find_vm(text: str, base: Path | None = None) -> tuple[Entry, str]:
 
 def find_pair(a: str, b: str, base: Path | None = None) -> tuple[Entry, str, str] | None:
     """The testbed where two VMs run, and their names there; None if neither runs. Raises NoSuchTestbed."""
+    if not _VM.fullmatch(a) or not _VM.fullmatch(b):
+        return None  # no name of a VM: whoever boots it says so
     if "/" not in a + b:
         entries = running(base)
         both = [entry for entry in entries if {a, b} <= set(entry.vms)]
