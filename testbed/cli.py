@@ -166,7 +166,7 @@ def _print_transferred(done: Transferred, as_json: bool) -> None:
              f"{done.seconds:.3f} s ({done.rate / 1e6:.1f} MB/s, {done.accel}), SHA-256 {done.sha256}")
 
 
-@app.command()
+@app.command(hidden=True)  # one question of those that doctor answers
 def accel(
     wish: Annotated[str, typer.Argument(metavar="[auto|kvm|tcg]")] = "auto",
     qemu: Qemu = DEFAULT_QEMU,

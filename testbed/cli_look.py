@@ -26,7 +26,7 @@ def doctor(
     probe: Annotated[bool, typer.Option("--probe", help="Prove KVM by booting a guest, if not done yet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine has and lacks.
+    """Say what this machine has and lacks, KVM included.
 
     The exit code is 1 if something that is needed is missing.
     """
