@@ -33,14 +33,6 @@ def verdict(image: Image) -> accel.Verdict:
     return accel.choose("auto", image.kernel)
 
 
-@pytest.fixture(autouse=True)
-def _needs_kvm(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("needs_kvm"):
-        verdict = request.getfixturevalue("verdict")
-        if verdict.accel != "kvm":
-            pytest.skip(f"needs KVM: {verdict.reason}")
-
-
 @pytest.fixture(scope="session")
 def spec(image: Image, verdict: accel.Verdict) -> SpecMaker:
     """`spec(name, **fields)`: a VM of the default image under the proved accelerator."""
