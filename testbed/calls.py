@@ -243,3 +243,8 @@ class Process:
         """Signal the whole process group. Nothing happens if it has ended."""
         if self._exit_code is None:
             self._call.send_json(framing.KILL, signal=int(number))
+
+
+def argv_of(command: str | Sequence[str]) -> list[str]:
+    """The words of a command; a string is one for the guest's shell."""
+    return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)

@@ -127,7 +127,7 @@ def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str = DE
         steps.say(f"region {link.name!r}: {link.header.size >> 20} MiB, plugged into front and back and nobody else")
         sent, copy, returned = "/tmp/sent", "/tmp/copy", "/tmp/returned"
         with steps.bar(f"{source.name} into front", size) as bar:
-            front.push(source, sent, progress=lambda done, _: bar(done))
+            front.copy_to(source, sent, progress=lambda done, _: bar(done))
         _files(report, front, back, (sent, copy, returned), link, bed, steps)
         with steps.wait(f"{MESSAGE_BYTES}-byte round trips and a stream through shared memory"):
             _measure_region(report, front, back, link)

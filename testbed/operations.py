@@ -128,7 +128,7 @@ def push(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, Any
     vm = _vm(bed, request)
     source = Path(request["source"])
     target = _into(vm, str(request["target"]), source.name)
-    return {"size": vm.push(source, target, progress=caller.progress()), "target": target}
+    return {"size": vm.copy_to(source, target, progress=caller.progress()), "target": target}
 
 
 def _into(vm: Vm, target: str, name: str) -> str:
@@ -141,7 +141,7 @@ def _into(vm: Vm, target: str, name: str) -> str:
 def pull(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
     """Copy a VM's file to the host: {vm, source, target}. Replies {size}."""
     target = Path(request["target"])
-    size = _vm(bed, request).pull(str(request["source"]), target, progress=caller.progress())
+    size = _vm(bed, request).copy_from(str(request["source"]), target, progress=caller.progress())
     return {"size": size, "target": str(target)}
 
 

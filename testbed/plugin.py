@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from testbed import accel as accelerators
+from testbed.errors import TestbedError
 from testbed.qemu_args import DEFAULT_QEMU
 
 if TYPE_CHECKING:
@@ -162,5 +163,17 @@ def pytest_runtest_makereport(
         tail = "\n".join(machine.console.tail()[-TAIL:]) or "(empty)"
         report.sections.append((f"console of VM {name}", f"{tail}\nlog: {machine.log}"))
     if item.config.getoption("--testbed-keep") != "never":
-        report.sections.append(("testbed", f"logs are kept in {bed.run.directory}"))
+        report.sections.append(("testbed", _bundled(bed)))
     return report
+
+
+def _bundled(bed: Testbed) -> str:
+    """Pack what is known while the VMs still live, beside the logs; say where both are."""
+    from testbed import bundle
+
+    path = bed.run.directory / "bundle.tar.gz"
+    try:
+        bundle.make(path, directory=bed.run.directory)
+    except TestbedError as error:
+        return f"logs are kept in {bed.run.directory}\nno bundle: {error}"
+    return f"logs are kept in {bed.run.directory}\nall of it, to pass on: {path}"

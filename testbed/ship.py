@@ -105,7 +105,7 @@ def run(job: Job, steps: Steps, *, accel: Wish = "auto", qemu: str) -> Transferr
                            f"&& mount /dev/vdb {SCRATCH}")
         else:
             with steps.bar(f"{job.file.name} into {job.source}", size) as bar:
-                source.push(job.file, path, progress=lambda done, _: bar(done))
+                source.copy_to(job.file, path, progress=lambda done, _: bar(done))
         landed = job.path or (SCRATCH if on_disk else "/tmp")
         if target.execute(["test", "-d", landed]).exit_code == 0:
             landed = f"{landed.rstrip('/')}/{job.file.name}"  # a disk does not know its file's name
@@ -142,4 +142,4 @@ def _scratch(size: int) -> Iterator[Path]:
 
 def _save(target: Vm, landed: str, save: Path, size: int, steps: Steps) -> None:
     with steps.bar(f"{landed} to {save}", size) as bar:
-        target.pull(landed, save, progress=lambda done, _: bar(done))
+        target.copy_from(landed, save, progress=lambda done, _: bar(done))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from testbed.agent import AgentClient
-from testbed.calls import AgentFault, AgentInfo, HostFault, Process, Result
+from testbed.calls import AgentFault, AgentInfo, HostFault, Process, Result, argv_of
 from testbed.console import Console, Finding
 from testbed.errors import (
     AgentLost,
@@ -42,6 +42,7 @@ from testbed.kernel import resolve_files
 from testbed.pinning import pin
 from testbed.qemu_args import VmSpec, Wiring, escape, port_name, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
+from testbed.shell import interact
 from testbed.starve import Starved, starve
 
 if TYPE_CHECKING:
@@ -414,7 +415,7 @@ class Vm:
         `timeout` in seconds; then its process group is killed and TimedOut raised.
         """
         try:
-            return self._agent.execute(_argv(command), stdin=stdin, cwd=cwd, env=env, timeout=timeout)
+            return self._agent.execute(argv_of(command), stdin=stdin, cwd=cwd, env=env, timeout=timeout)
         except TimeoutError:
             raise self.error(TimedOut, f"{command!r} took longer than {timeout:g} s; it was killed") from None
 
@@ -476,9 +477,9 @@ class Vm:
         stdin: bool = False,
     ) -> Process:
         """Start a command and return a handle: poll, wait, kill, lines, write."""
-        return self._agent.spawn(_argv(command), cwd=cwd, env=env, stdin=stdin, timeout=COMMAND_SECONDS)
+        return self._agent.spawn(argv_of(command), cwd=cwd, env=env, stdin=stdin, timeout=COMMAND_SECONDS)
 
-    def push(
+    def copy_to(
         self,
         source: Path,
         target: str,
@@ -490,7 +491,7 @@ class Vm:
         with self._file_errors(f"push of {source} to {target}", timeout):
             return self._agent.push(source, target, timeout=timeout, progress=progress)
 
-    def pull(
+    def copy_from(
         self,
         source: str,
         target: Path,
@@ -542,6 +543,10 @@ class Vm:
         from testbed import ssh  # late: paramiko is slow to load, and few want it
 
         return ssh.connect(self)
+
+    def shell(self) -> None:
+        """Join this process's terminal to a root shell on the serial console; Ctrl-] leaves. For people."""
+        interact(self._console)
 
     # -- QEMU
 
@@ -693,7 +698,3 @@ def start_all(vms: list[Vm], timeout: float = BOOT_SECONDS) -> list[Vm]:
             vm.close()
         raise
     return vms
-
-
-def _argv(command: str | Sequence[str]) -> list[str]:
-    return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)

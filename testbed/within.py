@@ -43,7 +43,7 @@ def ship(bed: Testbed, job: Job, *, say: Callable[[str], None], progress: Progre
         directory = source.succeed("mktemp -d /tmp/transfer.XXXXXX").strip()
         try:
             path = f"{directory}/{job.file.name}"
-            source.push(job.file, path, progress=lambda done, total: progress("source", "push", done, total))
+            source.copy_to(job.file, path, progress=lambda done, total: progress("source", "push", done, total))
             landed = job.path or "/tmp"
             if target.execute(["test", "-d", landed]).exit_code == 0:
                 landed = f"{landed.rstrip('/')}/{job.file.name}"
@@ -52,7 +52,7 @@ def ship(bed: Testbed, job: Job, *, say: Callable[[str], None], progress: Progre
             if source.alive:
                 source.execute(f"rm -rf {shlex.quote(directory)}")
         if job.save is not None:
-            target.pull(landed, job.save, progress=lambda at, total: progress("target", "save", at, total))
+            target.copy_from(landed, job.save, progress=lambda at, total: progress("target", "save", at, total))
     return dataclasses.replace(done, name=job.file.name)
 
 

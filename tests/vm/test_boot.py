@@ -46,11 +46,11 @@ def test_files_go_in_and_out_unchanged(vm: Vm, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(5_000_001))
     source.chmod(0o640)
-    vm.push(source, "/tmp/there")
+    vm.copy_to(source, "/tmp/there")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert vm.succeed("sha256sum /tmp/there").split()[0] == digest
     assert vm.succeed("stat -c %a /tmp/there") == "640\n"
-    assert vm.pull("/tmp/there", tmp_path / "back") == 5_000_001
+    assert vm.copy_from("/tmp/there", tmp_path / "back") == 5_000_001
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_nothing_half_made(vm: Vm, tmp_path: Path) -> None:
     source.write_bytes(bytes(3 << 20))
     vm.succeed("mkdir -p /tmp/small && mount -t tmpfs -o size=1m none /tmp/small")
     with pytest.raises(FileFailed, match="No space left") as caught:
-        vm.push(source, "/tmp/small/file")
+        vm.copy_to(source, "/tmp/small/file")
     assert caught.value.errno == 28
     assert vm.succeed("ls -A /tmp/small") == ""
     assert vm.execute("echo still here").out == "still here\n"

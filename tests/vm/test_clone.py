@@ -114,7 +114,7 @@ def test_two_clones_share_a_region_and_a_network(verdict: Verdict, image: Image,
         front, back = bed.boot("front", "back", network=True)
         assert isinstance(front, Clone)
         link = bed.link(front, back)
-        front.push(source, "/tmp/data")
+        front.copy_to(source, "/tmp/data")
         done = transfer(front, "/tmp/data", back, "/tmp/copy", OverRegion(link.name))
         assert (done.size, done.sha256) == (3 * MIB + 5, digest(source))
         assert bed.network is not None

@@ -67,7 +67,7 @@ def bed() -> Iterator[Testbed]:
     with Testbed(keep="never") as bed:
         module = images.build_module(EXAMPLE, bed.image)
         (vm,) = bed.boot("own")
-        vm.push(module, "/tmp/idc_example.ko")
+        vm.copy_to(module, "/tmp/idc_example.ko")
         vm.succeed("insmod /tmp/idc_example.ko")
         yield bed
 

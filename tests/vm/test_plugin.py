@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_a_failing_test_shows_the_console_and_keeps_the_logs(directory: Path) ->
     assert "from-the-guest" in done.stdout.partition("console of VM vm")[2]
     kept = done.stdout.partition("logs are kept in ")[2].split()[0]
     assert (Path(kept) / "vm.console.log").read_text().count("from-the-guest") == 1
+    packed = Path(done.stdout.partition("to pass on: ")[2].split()[0])
+    with tarfile.open(packed) as archive:
+        assert any(name.endswith("vm.console.log") for name in archive.getnames())
+
+
+def test_workers_side_by_side_do_not_meet(directory: Path) -> None:
+    tests = "\n".join(f"def test_{n}(vm):\n    assert vm.succeed('hostname') == 'vm\\n'\n" for n in range(4))
+    done = run_pytest(directory, tests, "-n", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
 
 
 @pytest.mark.parametrize("marker", ["needs_kvm", "testbed(memory_mib=300)"])

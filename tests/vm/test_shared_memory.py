@@ -69,8 +69,8 @@ def test_barriers_order_memory_between_two_guests(bed: Testbed, link: Region, tm
     subprocess.run(["gcc", *flags, "-o", library, HERE / "litmus.c"], check=True)
     front, back = bed.vms["front"], bed.vms["back"]
     for vm in (front, back):
-        vm.push(library, "/tmp/litmus.so")
-        vm.push(HERE / "litmus.py", "/tmp/litmus.py")
+        vm.copy_to(library, "/tmp/litmus.so")
+        vm.copy_to(HERE / "litmus.py", "/tmp/litmus.py")
     command = ["python3", "/tmp/litmus.py", link.name, "/tmp/litmus.so", "100000"]
     other = back.spawn(command)
     unfenced, fenced = json.loads(front.succeed(command))

@@ -192,4 +192,4 @@ def test_a_vm_killed_half_way(victim: str) -> None:
 
 def test_a_file_of_this_machine_must_exist(tmp_path: Path, front: Vm) -> None:
     with pytest.raises(TestbedError, match="absent"):
-        front.push(tmp_path / "absent", "/tmp/x")
+        front.copy_to(tmp_path / "absent", "/tmp/x")
