@@ -188,11 +188,18 @@ def test_progress_without_a_doorbell_is_found_and_counted_as_late() -> None:
     """A doorbell that was lost (peer's driver dead, device alive) costs time, never data."""
     with message_ring() as ring:
         lost = MessageSender(ring.memory, 0, DATA, 8, 64)  # has no bell
+
+        def send_to_a_sleeper() -> None:
+            deadline = time.monotonic() + 20
+            while not ring.rx.counters.sleeps and time.monotonic() < deadline:
+                time.sleep(0.001)
+            lost.send(b"x")
+
         with lost:
-            timer = threading.Timer(0.02, lambda: lost.send(b"x"))
-            timer.start()
+            sender = threading.Thread(target=send_to_a_sleeper)
+            sender.start()
             assert ring.rx.recv(timeout=20) == b"x"
-            timer.join()
+            sender.join()
         assert ring.rx.counters.late == 1
 
 
