@@ -31,7 +31,7 @@ RUN_COMMANDS = {
     "gcc": "gcc",
 }
 #: What the tests need on top.
-DEV_COMMANDS = {"spin": "spin", "clang": "clang"}
+DEV_COMMANDS = {"spin": "spin", "ssh": "openssh-client", "clang": "clang"}
 
 
 def say(text: str) -> None:
