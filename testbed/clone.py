@@ -52,6 +52,9 @@ class Clone(Vm):
         """Start QEMU and begin to wake it. Raises TemplateError if the template does not fit any more, SpecError."""
         self._template.verify()
         self._state = self._template.open_state()
+        # Its console says nothing of a boot: nobody is to take an empty log for a lost one.
+        template = self._template.directory.name
+        self.log.write_text(f"idc-testbed: {self.name} is a clone of template {template}, which booted before\n")
         try:
             super().start()
         finally:

@@ -146,7 +146,7 @@ def test_cp_both_ways_and_its_errors(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_logs_and_console(cli: Cli) -> None:
-    assert "activate this console" in cli("logs", "front").stdout
+    assert "front is a clone of template" in cli("logs", "front").stdout
     follow = cli.popen("logs", "-f", "back")
     console = cli.popen("console", "back", stdin=subprocess.PIPE)
     assert console.stdin is not None
