@@ -258,7 +258,9 @@ class Workshop:
             self._sandbox("module", f"compiling {name}", sandbox.MODULE, [kbuild, packed], out, release)
             made.mkdir()
             with tarfile.open(out) as archived:
-                archived.extractall(made, filter="data")
+                # Python 3.11.4 brought filters; where there is none, the archive is still our own.
+                archived.extraction_filter = getattr(tarfile, "data_filter", None)
+                archived.extractall(made)
             self.cache.publish(made, path)
 
     def _sandbox(self, kind: str, what: str, script: str, inputs: list[Path], out: Path, *words: str) -> None:
