@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from testbed.calls import AgentFault
 from testbed.errors import BootFailed, VmError
 from testbed.qemu_args import clone_args, clone_nic
-from testbed.vm import BOOT_SECONDS, BootTimes, Vm
+from testbed.times import BootTimes
+from testbed.vm import BOOT_SECONDS, Vm
 
 if TYPE_CHECKING:
     from testbed.calls import AgentInfo

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from testbed.agent import AgentClient
@@ -44,12 +43,12 @@ from testbed.qemu_args import VmSpec, Wiring, escape, port_name, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
 from testbed.shell import interact
 from testbed.starve import Starved, starve
+from testbed.times import BootTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
-    from types import TracebackType
 
     import paramiko
 
@@ -65,24 +64,11 @@ _LAST_WORDS_SECONDS = 3.0
 _PANIC_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class BootTimes:
-    """Seconds from the start of QEMU to: QMP answers; the first byte on the console (the kernel is quiet: the
-    first thing said by firmware, kernel or init); READY. `guest` is the guest's own clock at READY: what is
-    missing to `ready` went to QEMU and the firmware."""
-
-    qmp: float
-    console: float | None
-    ready: float
-    guest: float
-
-
 class Vm:
     """A VM of `run`. Starts nothing yet: `start()`, or `Vm.boot(...)` which also waits for READY.
 
-    Raises SpecError for a kernel that is none and for files that cannot be read.
-
-    As a context manager it boots if need be and is ended at the end. Thread-safe but for `start` and `close`.
+    Raises SpecError for a kernel that is none and for files that cannot be read. As a context manager it boots if
+    need be and is ended at the end. Thread-safe but for `start` and `close`.
     """
 
     def __init__(self, spec: VmSpec, run: Run) -> None:
@@ -107,12 +93,28 @@ class Vm:
         """Start a VM and wait until its agent is ready. Raises BootFailed or QemuFailed, leaving nothing running."""
         return boot_all([spec], run, timeout)[0]
 
-    # -- start and end
-
     def start(self) -> None:
         """Start QEMU; returns at once. Raises SpecError if there is no such QEMU or the VM was started before."""
         if self._process is not None:
             raise SpecError(f"VM {self.name} was started before")
+        try:
+            self._start()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """What there is of a start that was cut short, by Ctrl-C for one, goes: nobody watches for QEMU's end yet."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._exited.set()
+        for part in ("_agent", "_qmp", "_console"):
+            if part in vars(self):
+                vars(self)[part].close()
+
+    def _start(self) -> None:
         with contextlib.ExitStack() as ours:
             ends = {end: self._socket(end, ours) for end in ("console", "agent", "qmp")}
             # wait=on: QEMU takes our connection, which is there already, before it does anything else; so not
@@ -231,9 +233,7 @@ class Vm:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- what happens to it
@@ -346,8 +346,6 @@ class Vm:
     def clear_oops(self) -> None:
         """After a GuestOops: use the guest again all the same, to gather what it knows."""
         self._agent.poison(None)
-
-    # -- looking at it
 
     @property
     def pid(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 from testbed import keeper
 from testbed.errors import BootFailed, GuestHung, GuestOops, GuestPanicked, QemuFailed, SpecError
 from testbed.run import Run
-from testbed.vm import Vm
+from testbed.vm import Vm, boot_all
 
 from .conftest import SpecMaker
 
@@ -113,7 +113,7 @@ from pathlib import Path
 from images import ensure
 from testbed.qemu_args import VmSpec
 from testbed.run import Run
-from testbed.vm import Vm
+from testbed.vm import Vm, boot_all
 with Run(base=Path(sys.argv[1])) as run:
     with Vm.boot(VmSpec.from_image("orphan", ensure()), run) as vm:
         print(run.id, flush=True)
@@ -137,3 +137,20 @@ def test_nothing_outlives_its_owner(tmp_path: Path, number: int) -> None:
     while keeper.find(run_id) or (tmp_path / "runs" / run_id).exists():
         assert time.monotonic() < deadline, keeper.find(run_id)
         time.sleep(0.05)
+
+
+def test_a_start_cut_short_leaves_nothing(spec: SpecMaker, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C can come anywhere, also between the start of QEMU and whoever watches for its end."""
+
+    def interrupted(_pid: int) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.pidfd_open", interrupted)
+    vm = Vm(spec("short"), run)
+    with pytest.raises(KeyboardInterrupt):
+        vm.start()
+    assert run.processes() == []
+    vm.close()
+    with pytest.raises(KeyboardInterrupt):
+        boot_all([spec("one"), spec("two")], run)
+    assert run.processes() == []
