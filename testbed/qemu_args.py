@@ -158,7 +158,7 @@ class VmSpec:
         """QEMU's -smp. Under TCG never with one possible CPU: TCG then leaves out every memory barrier of the guest.
 
         That is right for a lone CPU, and wrong as soon as its memory is shared with another VM: a store and a later
-        load of another word pass each other, and wake-ups are lost (tests/vm shows it; QEMU 7.2).
+        load of another word pass each other in spite of the fence between them (docs/design.md has the measurement).
         """
         alone = self.accel == "tcg" and self.cpus == 1
         return f"cpus={self.cpus}" + (",maxcpus=2" if alone else "")
