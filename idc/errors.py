@@ -5,6 +5,8 @@
     ├── TimedOutError           (also a TimeoutError) not within the time given; the connection still stands
     ├── TooBigError             the message does not fit a slot, or the buffer; nothing was moved
     ├── MisuseError             (also a ValueError) arguments or state that the library refuses
+    │   └── HiddenError         the bytes of hidden pages were asked for by someone who may only pass them on
+    ├── FileRangeError          (also an OSError) the file under a buffer failed; `errno` says how
     └── DisconnectedError       this connection is over, for good
         ├── NotConnectedError   there was none yet
         ├── ClosedError         this side closed it
@@ -51,6 +53,23 @@ class TooBigError(IdcError):
 
 class MisuseError(IdcError, ValueError):
     """Arguments or a state that the library refuses: a mistake of the caller, not of the peer."""
+
+
+class HiddenError(MisuseError):
+    """Hidden pages are not mapped here: they can be sliced, registered and passed on, not read or written."""
+
+
+class FileRangeError(IdcError, OSError):
+    """The file under a buffer could not be read or written in full.
+
+    Attributes:
+        errno: as the kernel gave it; ENODATA where the file ended before the range did.
+        done: bytes moved before that.
+    """
+
+    def __init__(self, number: int, text: str, done: int = 0) -> None:
+        super().__init__(number, text)
+        self.done = done
 
 
 class DisconnectedError(IdcError):
