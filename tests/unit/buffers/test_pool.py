@@ -32,7 +32,8 @@ class Pools(RuleBasedStateMachine):
         self.serial = 0
 
     def _one(self, data: Any) -> LocalBuffer:
-        return self.live[data.draw(st.integers(0, len(self.live) - 1))]
+        index: int = data.draw(st.integers(0, len(self.live) - 1))
+        return self.live[index]
 
     def _largest(self) -> int:
         """Pages of the longest run that nobody holds."""
