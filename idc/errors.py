@@ -5,10 +5,14 @@
     ├── TimedOutError           (also a TimeoutError) not within the time given; the connection still stands
     ├── TooBigError             the message does not fit a slot, or the buffer; nothing was moved
     ├── MisuseError             (also a ValueError) arguments or state that the library refuses
+    ├── TransactionError        the other side completed the transaction with an error code of its own
+    ├── HandlerFailedError      the other side's handler of a message or transaction raised; the text says what
     └── DisconnectedError       this connection is over, for good
         ├── NotConnectedError   there was none yet
         ├── ClosedError         this side closed it
+        ├── OutcomeUnknownError it was lost with a transaction under way, which may have been executed
         ├── PeerGoneError       the other side closed it, died or started again
+        ├── ProtocolError       the other side broke the rules of frames; the text says which
         └── CorruptError        the shared memory holds what no honest peer writes; `reason` says what
 
 Delivery is at most once: after DisconnectedError the fate of what the peer had not answered is unknown.
@@ -53,6 +57,24 @@ class MisuseError(IdcError, ValueError):
     """Arguments or a state that the library refuses: a mistake of the caller, not of the peer."""
 
 
+class TransactionError(IdcError):
+    """The other side completed the transaction with an error code of its own.
+
+    Attributes:
+        code: 1 to 65534; what it means is the service's business.
+        status: what came with it.
+    """
+
+    def __init__(self, code: int, status: bytes) -> None:
+        super().__init__(f"the transaction completed with error {code}")
+        self.code = code
+        self.status = status
+
+
+class HandlerFailedError(IdcError):
+    """The other side's handler raised; the text is its exception's."""
+
+
 class DisconnectedError(IdcError):
     """This connection is over, for good; attach again for a new one.
 
@@ -73,8 +95,16 @@ class ClosedError(DisconnectedError):
     """This side has closed the connection."""
 
 
+class OutcomeUnknownError(DisconnectedError):
+    """The connection was lost with a transaction under way: it was executed once, or not at all."""
+
+
 class PeerGoneError(DisconnectedError):
     """The other side closed the connection, died, or started again."""
+
+
+class ProtocolError(DisconnectedError):
+    """The other side sent what no honest peer sends; the text says what."""
 
 
 class CorruptError(DisconnectedError):
