@@ -263,8 +263,9 @@ class Endpoint:
             if carrier is None:
                 return
             self._begin(carrier)
+            if self._carrier is None:
+                return  # it does not fit, or is over already
         assert self._session is not None
-        assert self._carrier is not None
         try:
             self._refill(0.0)
             while self._inbox and not self._session.greeted:

@@ -73,7 +73,7 @@ class Slots:
         slot = self._all[tag & _SLOT_MASK]
         if slot.ordered:
             self._order.remove(slot)
-        slot.done, slot.tag = None, -1
+        slot.done, slot.tag, slot.ordered = None, -1, False
         self._free.append(slot)
 
     def answer(self, tag: int, completion: Completion) -> list[tuple[Done | None, Completion]]:
@@ -92,12 +92,12 @@ class Slots:
 
     def fail(self, completion: Completion) -> list[tuple[Done | None, Completion]]:
         """Complete all that is outstanding; answers that came, and only waited for their turn, stand."""
-        failed = [slot for slot in self._all if slot.tag != -1 and slot.uses and slot not in self._free]
+        failed = [*self._order, *(slot for slot in self._all if slot.tag != -1 and slot.uses and not slot.ordered)]
         self._order.clear()
         return [self._release(slot, slot.answer or completion) for slot in failed]
 
     def _release(self, slot: _Slot, completion: Completion) -> tuple[Done | None, Completion]:
-        done, slot.done, slot.tag = slot.done, None, -1
+        done, slot.done, slot.tag, slot.ordered = slot.done, None, -1, False
         self._free.append(slot)
         return done, completion
 

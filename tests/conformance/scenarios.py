@@ -243,6 +243,8 @@ def cycle_front(address: str) -> None:
     assert {c.result for c in completions.values()} <= {Result.OK, Result.OUTCOME_UNKNOWN}
     for m, completion in completions.items():
         assert completion.result is Result.OUTCOME_UNKNOWN or completion.status[:4] == number(m)
+    drive(endpoint, until=lambda: endpoint.submit_transaction(number(n)) is Result.OK)  # then the back end is connected
+    drive(endpoint, until=lambda: endpoint.outstanding == 0)
     destroyed(endpoint)
 
 
