@@ -106,6 +106,16 @@ class Handshake:
         store_u64(self._memory, self._mine + layout.SIDE_STATE, reason << 32 | SideState.CLOSED)
         passing(Point.CLOSED)
 
+    @property
+    def peer_open(self) -> bool:
+        """Whether the other side's state says open."""
+        return load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
+
+    @property
+    def peer_stays(self) -> bool:
+        """Whether the other side is what this one was connected to, and acknowledges it."""
+        return all(load_u64(self._memory, offset) == value for offset, value in self.watches())
+
     def watches(self) -> list[tuple[int, int]]:
         """(offset, value) of the words whose change ends the connection: the peer's epoch, state and presence."""
         return [
@@ -193,6 +203,16 @@ class Channel(Generic[SenderT, ReceiverT]):
         channel._handshake.open()
         channel._ring_peer()
         return channel
+
+    @property
+    def peer_open(self) -> bool:
+        """Whether the other side has opened its end: it wants to be connected, or is, or was killed while it was."""
+        return self._handshake.peer_open
+
+    @property
+    def peer_stays(self) -> bool:
+        """Whether the other side still holds the connection that this one had with it."""
+        return self._handshake.peer_stays
 
     def advance(self) -> bool:
         """Look once whether the other side is there; True once connected."""

@@ -17,7 +17,7 @@ from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import Action, Event, State, step
 from idc.endpoint.results import Completion, Result
 from idc.endpoint.session import IncomingMessage, IncomingTransaction, Session, Slots
-from idc.errors import DisconnectedError, MisuseError, ProtocolError
+from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from idc.endpoint.session import Done
     from idc.transport.base import Carrier, Port
 
-#: Pause before the next try after a connection that ended early, seconds: doubles from the first to the second.
+#: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
-#: A connection that stood this long, seconds, was a good one: the next pause is the first again.
+#: After a connection that stood this long, seconds, the next pause is the first again.
 GOOD_AFTER = 1.0
 
 #: Seconds between two looks for a peer that is not connected, where nothing else wakes the endpoint.
@@ -355,14 +355,15 @@ class Endpoint:
         return result
 
     def _lost(self, error: DisconnectedError, bye: str = "") -> Result:
-        self._end(Event.LOST, str(error), bye=bye)
+        self._end(Event.LOST, str(error), bye=bye, fault=isinstance(error, ProtocolError | CorruptError))
         return Result.NOT_CONNECTED
 
-    def _end(self, event: Event, reason: str, *, bye: str) -> None:
+    def _end(self, event: Event, reason: str, *, bye: str, fault: bool = False) -> None:
         """The lifecycle first closes the carrier, so that nothing more can be sent or taken, then tells the client."""
         if self._carrier is not None:
             self._drop(reason, bye=bye)
-            self._hold_off()
+            if fault:
+                self._hold_off()
         self._step(event)
 
     def _drop(self, reason: str, bye: str = "") -> None:
@@ -379,10 +380,10 @@ class Endpoint:
         carrier.close()
 
     def _hold_off(self) -> None:
+        """After a connection that was not to be: wait longer each time, so that a peer that means ill costs little."""
         now = time.monotonic()
         if self._since and now - self._since >= GOOD_AFTER:
             self._pause = FIRST_PAUSE
-        self._since = 0.0
         self._not_before = now + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 

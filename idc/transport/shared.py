@@ -6,6 +6,7 @@ there when the host says so in its live word; a connection is one pair of epochs
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from idc import layout
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from idc.region import Region
 
+#: Seconds for which a closed side waits for the peer to notice before it opens again: opening wipes what is unread.
+LINGER = 0.1
 #: Frames taken at a time, at most.
 BATCH = 64
 
@@ -31,6 +34,8 @@ class SharedCarrier:
         self.frame_bytes = channel.sender.max_message
         self._channel = channel
         self._most = min(BATCH, self.capacity)
+        self.closed = False
+        self.closed_at = 0.0
 
     def post(self, frame: bytes) -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
@@ -56,7 +61,14 @@ class SharedCarrier:
 
     def close(self) -> None:
         """See there."""
-        self._channel.close()
+        if not self.closed:
+            self.closed, self.closed_at = True, time.monotonic()
+            self._channel.close()
+
+    @property
+    def unread(self) -> bool:
+        """Whether the peer has not noticed the end yet, and may still be reading what was posted before."""
+        return self._channel.peer_stays
 
 
 class SharedPort:
@@ -79,7 +91,7 @@ class SharedPort:
         self._spin = spin
         self._release = region.close if release is None else release
         self._channel: MessageChannel | None = None
-        self._current: MessageChannel | None = None
+        self._current: SharedCarrier | None = None
         entry = MessageChannel.entry_of(region, channel)
         peer = entry.member_b if region.member == entry.member_a else entry.member_a
         self._presence = region.header.members[peer].word_offset
@@ -87,19 +99,27 @@ class SharedPort:
         self._closed = False
 
     def look(self) -> bool:
-        """See there."""
-        return layout.split_member_word(load_u64(self._region.memory, self._presence))[1]
+        """See there. Opens this side, so that the other one sees it.
+
+        A process that is killed while its VM lives leaves its side open: it counts as there, and does not connect.
+        """
+        present = layout.split_member_word(load_u64(self._region.memory, self._presence))[1]
+        if self._current is not None and not self._current.closed:
+            return present
+        if self._channel is None:
+            if self._current is not None and self._current.unread and time.monotonic() < self._current.closed_at + LINGER:
+                return False
+            self._channel = MessageChannel.begin(self._region, self._name)
+        return present and self._channel.peer_open
 
     def connection(self) -> SharedCarrier | None:
         """See there."""
-        if self._channel is None:
-            self._channel = MessageChannel.begin(self._region, self._name)
-        if not self._channel.advance():
+        if self._channel is None or not self._channel.advance():
             return None
         channel, self._channel = self._channel, None
         channel.sender.spin = channel.receiver.spin = self._spin
-        self._current = channel
-        return SharedCarrier(channel)
+        self._current = SharedCarrier(channel)
+        return self._current
 
     def wait(self, timeout: float) -> None:
         """See there. Looks again after RECHECK seconds: a doorbell rung before the vectors were armed is lost."""

@@ -120,9 +120,9 @@ def test_what_a_lifecycle_callback_raises_leaves_pump_and_the_state_is_right() -
     endpoint = Endpoint(mine, Raising("connect"), Resources())
     with pytest.raises(RuntimeError, match="as asked"):
         Hostile(theirs).join(endpoint)
-    assert endpoint.state is State.CONNECTED
+    assert endpoint.state.name == "CONNECTED"
     endpoint.destroy()
-    assert endpoint.state is State.DESTROYED
+    assert endpoint.state.name == "DESTROYED"
 
 
 def test_done_twice_is_refused() -> None:
@@ -184,9 +184,9 @@ def test_an_unfinished_transaction_holds_the_disconnect_back() -> None:
     while endpoint.state is State.CONNECTED:
         endpoint.pump(0.1)
     endpoint.pump(0.05)
-    assert endpoint.state is State.DISCONNECTING
+    assert endpoint.state.name == "DISCONNECTING"
     assert held[0].complete() is Result.CLOSED
-    assert endpoint.state is State.PRESENT
+    assert endpoint.state.name == "PRESENT"
     hostile.join(endpoint)
     endpoint.destroy()
 
