@@ -21,6 +21,7 @@ from guest.vfio import SYSFS_DEVICES, Device, DeviceBusyError, VfioError
 from idc.layout import HEADER_BYTES, LayoutError, parse_header
 from idc.region import Region
 from idc.ring import Bell
+from idc.transport.shared import Regions, SharedPort
 
 if TYPE_CHECKING:
     import mmap
@@ -154,6 +155,17 @@ def _region(device: Device, memory: mmap.mmap, registers: mmap.mmap | None, rele
         return Bell.mmio(registers, DOORBELL, peer << 16 | vector)
 
     return Region(memory, member, device.vectors, bell, release)
+
+
+_regions = Regions(open_region)
+
+
+def port(address: str) -> SharedPort:
+    """Where an endpoint meets its peer: REGION/CHANNEL. Waits up to ten seconds for the region's device.
+
+    Raises MisuseError, NotConnectedError, and as `open_region`.
+    """
+    return _regions.port(address)
 
 
 def main() -> None:

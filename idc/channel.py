@@ -106,6 +106,16 @@ class Handshake:
         store_u64(self._memory, self._mine + layout.SIDE_STATE, reason << 32 | SideState.CLOSED)
         passing(Point.CLOSED)
 
+    @property
+    def peer_open(self) -> bool:
+        """Whether the other side's state says open."""
+        return load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
+
+    @property
+    def peer_stays(self) -> bool:
+        """Whether the other side is what this one was connected to, and acknowledges it."""
+        return all(load_u64(self._memory, offset) == value for offset, value in self.watches())
+
     def watches(self) -> list[tuple[int, int]]:
         """(offset, value) of the words whose change ends the connection: the peer's epoch, state and presence."""
         return [
@@ -174,26 +184,62 @@ class Channel(Generic[SenderT, ReceiverT]):
         ba = (self.entry.offset + layout.RING_BA, self.entry.data_ba)
         return (ab, ba) if self._handshake.is_a else (ba, ab)
 
+    @classmethod
+    def entry_of(cls, region: Region, name: str) -> ChannelEntry:
+        """The channel of that name, if it is of this kind and the region's member is an end of it.
+
+        Raises:
+            NotConnectedError: it is not.
+        """
+        return _entry(region, name, cls.kind)
+
+    @classmethod
+    def begin(cls, region: Region, name: str) -> Self:
+        """Open one end without waiting: call `advance` until it says True, whenever the data vector is rung.
+
+        Arguments and errors as `attach`.
+        """
+        channel = cls(region, name)
+        channel._handshake.open()
+        channel._ring_peer()
+        return channel
+
+    @property
+    def peer_open(self) -> bool:
+        """Whether the other side has opened its end: it wants to be connected, or is, or was killed while it was."""
+        return self._handshake.peer_open
+
+    @property
+    def peer_stays(self) -> bool:
+        """Whether the other side still holds the connection that this one had with it."""
+        return self._handshake.peer_stays
+
+    def advance(self) -> bool:
+        """Look once whether the other side is there; True once connected."""
+        return self._advance(rung=True)
+
+    def _advance(self, *, rung: bool) -> bool:
+        connected, changed = self._handshake.step()
+        if changed or connected:
+            self.late += not rung and not wait_event(self._region.events[self.entry.data_vector], IN_FLIGHT)
+            self._ring_peer()
+        if connected:
+            for offset, value in self._handshake.watches():
+                self.sender.watch(self._region.memory, offset, value)
+                self.receiver.watch(self._region.memory, offset, value)
+        return connected
+
     def _connect(self, timeout: float | None) -> None:
-        handshake, deadline = self._handshake, None if timeout is None else time.monotonic() + timeout
-        handshake.open()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._handshake.open()
         self._ring_peer()
         bell, rung = self._region.events[self.entry.data_vector], True
-        while True:
-            connected, changed = handshake.step()
-            if changed or connected:
-                self.late += not rung and not wait_event(bell, IN_FLIGHT)
-                self._ring_peer()
-            if connected:
-                break
+        while not self._advance(rung=rung):
             if deadline is not None and time.monotonic() > deadline:
                 members = self._region.header.members
                 raise TimedOutError(f"channel {self.entry.name!r} of region {self._region.header.name!r}: member "
                                     f"{members[self._peer].name!r} did not attach within {timeout:g} s")
             rung = wait_event(bell, RECHECK)
-        for offset, value in handshake.watches():
-            self.sender.watch(self._region.memory, offset, value)
-            self.receiver.watch(self._region.memory, offset, value)
 
     def _ring_peer(self) -> None:
         # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.

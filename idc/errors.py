@@ -7,10 +7,14 @@
     ├── MisuseError             (also a ValueError) arguments or state that the library refuses
     │   └── HiddenError         the bytes of hidden pages were asked for by someone who may only pass them on
     ├── FileRangeError          (also an OSError) the file under a buffer failed; `errno` says how
+    ├── TransactionError        the other side completed the transaction with an error code of its own
+    ├── HandlerFailedError      the other side's handler of a message or transaction raised; the text says what
     └── DisconnectedError       this connection is over, for good
         ├── NotConnectedError   there was none yet
         ├── ClosedError         this side closed it
+        ├── OutcomeUnknownError it was lost with a transaction under way, which may have been executed
         ├── PeerGoneError       the other side closed it, died or started again
+        ├── ProtocolError       the other side broke the rules of frames; the text says which
         └── CorruptError        the shared memory holds what no honest peer writes; `reason` says what
 
 Delivery is at most once: after DisconnectedError the fate of what the peer had not answered is unknown.
@@ -72,6 +76,24 @@ class FileRangeError(IdcError, OSError):
         self.done = done
 
 
+class TransactionError(IdcError):
+    """The other side completed the transaction with an error code of its own.
+
+    Attributes:
+        code: 1 to 65534; what it means is the service's business.
+        status: what came with it.
+    """
+
+    def __init__(self, code: int, status: bytes) -> None:
+        super().__init__(f"the transaction completed with error {code}")
+        self.code = code
+        self.status = status
+
+
+class HandlerFailedError(IdcError):
+    """The other side's handler raised; the text is its exception's."""
+
+
 class DisconnectedError(IdcError):
     """This connection is over, for good; attach again for a new one.
 
@@ -92,8 +114,16 @@ class ClosedError(DisconnectedError):
     """This side has closed the connection."""
 
 
+class OutcomeUnknownError(DisconnectedError):
+    """The connection was lost with a transaction under way: it was executed once, or not at all."""
+
+
 class PeerGoneError(DisconnectedError):
     """The other side closed the connection, died, or started again."""
+
+
+class ProtocolError(DisconnectedError):
+    """The other side sent what no honest peer sends; the text says what."""
 
 
 class CorruptError(DisconnectedError):

@@ -180,6 +180,17 @@ class MessageReceiver(Ring):
             raise self._fail(rc)
         return bytes(ffi.buffer(self._one, rc))
 
+    def arm(self) -> bool:
+        """Ask to be rung at the next message, for who sleeps on the wake-up descriptor elsewhere (a selector).
+
+        False if there is one already, or the connection is over: then do not sleep. May be repeated.
+        """
+        self._check_open()
+        lib.idc_notify(self._ring)
+        lib.idc_store64(self._ring.my_event, self._ring.pos + 1)
+        lib.idc_fence()  # pairs with the sender's between its message and its look at the word: docs/protocol.md
+        return bool(lib.idc_available(self._ring) == 0)
+
     def recv_into(self, buffer: Memory, *, timeout: float | None = None) -> int:
         """Take the next message into `buffer`; returns its length.
 

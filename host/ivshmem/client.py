@@ -30,6 +30,7 @@ from idc.layout import HEADER_BYTES, LayoutError, parse_header
 
 if TYPE_CHECKING:
     from idc.region import Region
+    from idc.transport.shared import Regions, SharedPort
 
 CONNECT_TIMEOUT = 10.0
 
@@ -184,6 +185,21 @@ def join(path: str | Path, *, timeout: float = CONNECT_TIMEOUT) -> Region:
     except BaseException:
         peer.close()
         raise
+
+
+_regions: list[Regions] = []
+
+
+def port(address: str) -> SharedPort:
+    """Where an endpoint of a host process meets its peer: SOCKET/CHANNEL.
+
+    Raises MisuseError, NotConnectedError, and as `join`.
+    """
+    from idc.transport.shared import Regions
+
+    if not _regions:
+        _regions.append(Regions(join))
+    return _regions[0].port(address)
 
 
 def _complete(client: Client, vectors: int | None) -> bool:

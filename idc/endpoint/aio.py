@@ -1,0 +1,146 @@
+"""The asyncio face of an endpoint: the event loop drives it, callers await.
+
+    async with AsyncCaller(port) as caller:
+        answers = await asyncio.gather(*(caller.transact(n) for n in numbers))
+
+What is awaited at the same time is submitted together and announced once. Depends on idc.endpoint and asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from idc.endpoint.blocking import value_of
+from idc.endpoint.endpoint import Client, Endpoint, Resources
+from idc.endpoint.lifecycle import State
+from idc.endpoint.results import Completion, Result
+from idc.errors import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from idc.endpoint.session import Done
+    from idc.transport.base import Port
+
+
+class AsyncCaller:
+    """An endpoint on the running event loop. Arguments as `idc.endpoint.blocking.Caller`."""
+
+    def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None) -> None:
+        self.endpoint = Endpoint(port, client or Client(), resources or Resources())
+        self._loop = asyncio.get_running_loop()
+        self._changed: set[asyncio.Future[None]] = set()
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed: BaseException | None = None
+        self._fd = self.endpoint.fileno()
+        self._loop.add_reader(self._fd, self._pump)
+        self._soon()
+
+    async def connected(self) -> None:
+        """Return once connected. Raises ClosedError."""
+        while self.endpoint.state is not State.CONNECTED:
+            await self._change()
+
+    async def transact(self, parameters: bytes, *, ordered: bool = False) -> bytes:
+        """Send a transaction and await its status; waits for a connection and a free slot.
+
+        Cancelling abandons the answer, not the transaction. Raises as `Caller.transact`, without TimedOutError: use
+        `asyncio.timeout`.
+        """
+
+        def submit(body: bytes, done: Done) -> Result:
+            return self.endpoint.submit_transaction(body, done, ordered=ordered, notify=False)
+
+        return value_of(await self._complete(submit, parameters))
+
+    async def send(self, body: bytes) -> None:
+        """Send a message and await its completion by the receiver. Raises as `transact`."""
+
+        def submit(body: bytes, done: Done) -> Result:
+            return self.endpoint.submit_message(body, done, notify=False)
+
+        value_of(await self._complete(submit, body))
+
+    async def close(self) -> None:
+        """Destroy the endpoint; returns when its client has completed the disconnect. Idempotent."""
+        self.endpoint.destroy()
+        while self.endpoint.state is not State.DESTROYED:
+            await self._change()
+        self._stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes) -> Completion:
+        answer: asyncio.Future[Completion] = self._loop.create_future()
+
+        def done(completion: Completion) -> None:
+            if not answer.done():
+                answer.set_result(completion)
+
+        while (result := submit(body, done)) is not Result.OK:
+            if result is Result.CLOSED:
+                raise ClosedError("the endpoint is destroyed")
+            await self._change()
+        self._soon()
+        return await answer
+
+    async def _change(self) -> None:
+        """Until the next pump that did something."""
+        if self._failed is not None:
+            raise self._failed
+        change: asyncio.Future[None] = self._loop.create_future()
+        self._changed.add(change)
+        try:
+            await change
+        finally:
+            self._changed.discard(change)
+
+    def _soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        endpoint = self.endpoint
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            endpoint.notify()
+            endpoint.pump(0.0)
+            asleep = endpoint.arm()
+        except BaseException as error:
+            self._failed = error
+            self._stop()
+            self._wake(error)
+            raise
+        self._wake(None)
+        if endpoint.state is State.DESTROYED:
+            self._stop()
+        elif not asleep:
+            self._soon()
+        elif (patience := endpoint.patience) is not None:
+            self._timer = self._loop.call_later(patience, self._pump)
+
+    def _wake(self, error: BaseException | None) -> None:
+        for change in tuple(self._changed):
+            if not change.done():
+                if error is None:
+                    change.set_result(None)
+                else:
+                    change.set_exception(error)
+
+    def _stop(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._fd = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

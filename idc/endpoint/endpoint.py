@@ -1,0 +1,432 @@
+"""An endpoint: one end of a connection between two domains, as clients use it. Design and rules are in docs/idc.md.
+
+Nothing happens by itself: `pump` does what is due, and waits for it if asked. Faces that block, or run under asyncio,
+are built on it. An endpoint belongs to one thread at a time. Depends on idc.endpoint, idc.transport.base, idc.errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from idc.endpoint import frames
+from idc.endpoint.frames import Quotas
+from idc.endpoint.lifecycle import Action, Event, State, step
+from idc.endpoint.results import Completion, Result
+from idc.endpoint.session import IncomingMessage, IncomingTransaction, Session, Slots
+from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from idc.endpoint.session import Done
+    from idc.transport.base import Carrier, Port
+
+#: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+#: After a connection that stood this long, seconds, the next pause is the first again.
+GOOD_AFTER = 1.0
+
+#: Seconds between two looks for a peer that is not connected, where nothing else wakes the endpoint.
+UNCONNECTED_LOOK = 0.05
+
+log = logging.getLogger("idc.endpoint")
+
+
+class Client:
+    """What an endpoint tells whoever uses it; override what you need. Every call comes from within `Endpoint.pump`
+    or a call of the client's own."""
+
+    def appear(self, endpoint: Endpoint) -> None:
+        """The peer is there."""
+
+    def connect(self, endpoint: Endpoint) -> None:
+        """Connected: submit."""
+
+    def disconnect(self, endpoint: Endpoint, done: Callable[[], None]) -> None:
+        """The connection is over and all that was outstanding has completed. Call `done` when ready for another."""
+        done()
+
+    def disappear(self, endpoint: Endpoint) -> None:
+        """The peer is gone."""
+
+    def message(self, endpoint: Endpoint, message: IncomingMessage) -> None:
+        """A message came; complete it, now or later."""
+        message.complete()
+
+    def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
+        """A transaction came; complete it, now or later."""
+        transaction.fail("this endpoint handles no transactions")
+
+
+class Resources:
+    """All that an endpoint will ever need, set aside beforehand. Serves one endpoint at a time, many in turn.
+
+    Args:
+        accepts: what the peer may do: see Quotas.
+        requests: own transactions outstanding at a time.
+        messages: own messages outstanding at a time.
+    """
+
+    def __init__(self, accepts: Quotas | None = None, *, requests: int = 16, messages: int = 16) -> None:
+        self.accepts = accepts or Quotas()
+        self.requests = Slots(requests)
+        self.messages = Slots(messages)
+        self.user: Endpoint | None = None
+
+    @property
+    def frames(self) -> int:
+        """Most frames that can be under way in one direction: own submissions, answers, HELLO and BYE."""
+        return (self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + 2)
+
+
+class Endpoint:
+    """One end of a connection.
+
+    Args:
+        port: where the peer is met; the endpoint closes it.
+        client: who is told.
+        resources: not in use by another endpoint.
+
+    Attributes:
+        state: see `idc.endpoint.lifecycle`.
+        reason: why the last connection ended, in words.
+        connections: how many there were so far.
+
+    Raises:
+        MisuseError: the resources are in use.
+    """
+
+    def __init__(self, port: Port, client: Client, resources: Resources) -> None:
+        if resources.user is not None:
+            raise MisuseError("these resources serve another endpoint; it has to be destroyed first")
+        resources.user = self
+        self.state = State.ABSENT
+        self.reason = ""
+        self.connections = 0
+        self._port = port
+        self._client = client
+        self._resources = resources
+        self._carrier: Carrier | None = None
+        self._session: Session | None = None
+        self._inbox: deque[bytes] = deque()
+        self._dirty = False
+        self._destroyed: Callable[[], None] | None = None
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
+        self._since = 0.0
+
+    # -- the client's calls
+
+    def submit_transaction(self, parameters: bytes, done: Done | None = None, *, ordered: bool = False,
+                           notify: bool = True) -> Result:
+        """Send a transaction; `done` is called with its Completion, from within `pump`.
+
+        Args:
+            parameters: at most what the peer accepts.
+            done: called once, whatever happens, if the result here is OK.
+            ordered: complete in the order of submission, among those that ask for it. Else as answers come.
+            notify: False leaves the peer asleep until `notify()`, or the next `pump`: submit many, notify once.
+
+        Returns:
+            OK, BACK_PRESSURED, NOT_CONNECTED or CLOSED; nothing was sent unless OK.
+
+        Raises:
+            TooBigError: the parameters are longer than the peer accepts.
+        """
+        session = self._session
+        if session is None or self.state is not State.CONNECTED:
+            return self._unconnected()
+        try:
+            result = session.submit_transaction(parameters, done, ordered=ordered)
+        except DisconnectedError as error:
+            return self._lost(error)
+        return self._sent(result, notify=notify)
+
+    def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
+        """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
+        session = self._session
+        if session is None or self.state is not State.CONNECTED:
+            return self._unconnected()
+        try:
+            result = session.submit_message(body, done)
+        except DisconnectedError as error:
+            return self._lost(error)
+        return self._sent(result, notify=notify)
+
+    def notify(self) -> None:
+        """Wake the peer for what was submitted."""
+        if self._dirty and self._carrier is not None:
+            self._dirty = False
+            try:
+                self._carrier.flush()
+            except DisconnectedError as error:
+                self._lost(error)
+
+    @property
+    def outstanding(self) -> int:
+        """Own messages and transactions that have not completed."""
+        return self._resources.requests.outstanding + self._resources.messages.outstanding
+
+    @property
+    def peer_quotas(self) -> Quotas:
+        """What the peer accepts; nothing while not connected."""
+        if self._session is None or self.state is not State.CONNECTED:
+            return Quotas(0, 0, 0, 0)
+        return self._session.peer
+
+    def disconnect(self, reason: str = "closed by the other side") -> None:
+        """End this connection; what is outstanding completes with *outcome unknown*. A new one follows `done`."""
+        if self.state is State.CONNECTED:
+            self._end(Event.LOST, "closed by this side", bye=reason)
+
+    def destroy(self, done: Callable[[], None] | None = None) -> None:
+        """End for good: `done` is called after the client was told disconnect and disappear. Idempotent but for `done`.
+
+        The resources are free then. May be called from within any callback.
+        """
+        if self.state is State.DESTROYED:
+            if done is not None:
+                done()
+            return
+        self._destroyed = done if done is not None else self._destroyed
+        self._end(Event.DESTROY, "destroyed by this side", bye="the endpoint was destroyed")
+
+    def abandon(self) -> None:
+        """Destroy on behalf of a client that will not complete the disconnect, nor what it received."""
+        self.destroy()
+        if self.state is State.DESTROYING:
+            self._step(Event.DONE)
+
+    # -- driving it
+
+    def pump(self, timeout: float = 0.0) -> bool:
+        """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
+        if self.state is State.CONNECTED:
+            return self._take(timeout)
+        if self.state is State.DESTROYED:
+            return False
+        return self._establish(timeout)
+
+    def fileno(self) -> int:
+        """Readable when `pump` has something to do, once `arm` has said True."""
+        return self._port.fileno()
+
+    def arm(self) -> bool:
+        """Before sleeping on `fileno`: False if there is something to do already, so pump instead."""
+        if self.state is State.DESTROYED:
+            return True
+        self.notify()
+        self._port.wait(0.0)  # takes the wake-ups so far: what comes from here on makes it readable again
+        if self._inbox:
+            return False
+        if self.state is State.CONNECTED and self._carrier is not None:
+            try:
+                return self._carrier.arm()
+            except DisconnectedError:
+                return False
+        return not self._progress()
+
+    @property
+    def patience(self) -> float | None:
+        """Longest sleep on `fileno`, seconds, before `pump` is due anyway; None when only a wake-up counts."""
+        return None if self.state in (State.CONNECTED, State.DESTROYED) else UNCONNECTED_LOOK
+
+    def _establish(self, timeout: float) -> bool:
+        if not self._progress() and timeout > 0 and self.state is not State.DESTROYED:
+            pause = self._not_before - time.monotonic()
+            if pause > 0 and self.state is State.PRESENT:
+                time.sleep(min(pause, timeout))
+            else:
+                self._port.wait(timeout)
+            return self._progress()
+        return True
+
+    def _progress(self) -> bool:
+        before = self.state, self._session
+        there = self._port.look()
+        if there and self.state in (State.ABSENT, State.VANISHING):
+            self._step(Event.APPEARED)
+        elif not there and self.state in (State.PRESENT, State.DISCONNECTING):
+            self._drop("the peer disappeared")
+            self._step(Event.DISAPPEARED)
+        if self.state is State.PRESENT and time.monotonic() >= self._not_before:
+            self._greet()
+        return (self.state, self._session) != before
+
+    def _greet(self) -> None:
+        if self._carrier is None:
+            carrier = self._port.connection()
+            if carrier is None:
+                return
+            self._begin(carrier)
+            if self._carrier is None:
+                return  # it does not fit, or is over already
+        assert self._session is not None
+        try:
+            self._refill(0.0)
+            while self._inbox and not self._session.greeted:
+                self._session.receive(self._inbox.popleft())
+        except DisconnectedError as error:
+            self._drop(str(error))
+            self._hold_off()
+            return
+        if self._session.greeted:
+            self.connections += 1
+            self._since = time.monotonic()
+            self._step(Event.CONNECTED)
+
+    def _begin(self, carrier: Carrier) -> None:
+        resources = self._resources
+        session = Session(resources.accepts, resources.requests, resources.messages, self._post)
+        self._carrier, self._session = carrier, session
+        self._inbox.clear()
+        needed = resources.frames
+        try:
+            if carrier.capacity < needed:
+                raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
+            if carrier.frame_bytes < frames.HEADER_BYTES + resources.accepts.body_bytes:
+                raise ProtocolError(f"the carrier's frames hold {carrier.frame_bytes} bytes, the quotas need "
+                                    f"{frames.HEADER_BYTES + resources.accepts.body_bytes}")
+            carrier.post(frames.hello(resources.accepts))
+            carrier.flush()
+        except DisconnectedError as error:
+            self._drop(str(error))
+            self._hold_off()
+
+    def _post(self, frame: bytes) -> None:
+        assert self._carrier is not None
+        self._carrier.post(frame)
+        self._dirty = True
+
+    def _refill(self, timeout: float) -> bool:
+        assert self._carrier is not None
+        frames_there = self._carrier.take(timeout)
+        self._inbox.extend(frames_there)
+        return bool(frames_there)
+
+    def _take(self, timeout: float) -> bool:
+        self.notify()
+        try:
+            if self.state is State.CONNECTED and not self._inbox and not self._refill(timeout):
+                return False
+            while self._inbox and self.state is State.CONNECTED:
+                self._handle(self._inbox.popleft())
+        except ProtocolError as error:
+            self._lost(error, bye=str(error))
+        except DisconnectedError as error:
+            self._lost(error)
+        self.notify()
+        return True
+
+    def _handle(self, frame: bytes) -> None:
+        assert self._session is not None
+        event = self._session.receive(frame)
+        if isinstance(event, list):
+            _deliver(event)
+            return
+        try:
+            if isinstance(event, IncomingTransaction):
+                self._client.transaction(self, event)
+            else:
+                self._client.message(self, event)
+        except DisconnectedError:
+            raise
+        except Exception as error:  # whatever a handler raises is its submitter's to know
+            log.exception("a handler of %s failed", type(self._client).__name__)
+            if not event.completed:
+                if isinstance(event, IncomingTransaction):
+                    event.fail(f"{type(error).__name__}: {error}")
+                else:
+                    event.complete()
+
+    # -- the end of a connection
+
+    def _unconnected(self) -> Result:
+        gone = self.state in (State.DESTROYED, State.DESTROYING)
+        return Result.CLOSED if gone else Result.NOT_CONNECTED
+
+    def _sent(self, result: Result, *, notify: bool) -> Result:
+        if notify:
+            self.notify()
+        return result
+
+    def _lost(self, error: DisconnectedError, bye: str = "") -> Result:
+        self._end(Event.LOST, str(error), bye=bye, fault=isinstance(error, ProtocolError | CorruptError))
+        return Result.NOT_CONNECTED
+
+    def _end(self, event: Event, reason: str, *, bye: str, fault: bool = False) -> None:
+        """The lifecycle first closes the carrier, so that nothing more can be sent or taken, then tells the client."""
+        if self._carrier is not None:
+            self._drop(reason, bye=bye)
+            if fault:
+                self._hold_off()
+        self._step(event)
+
+    def _drop(self, reason: str, bye: str = "") -> None:
+        carrier, self._carrier = self._carrier, None
+        self._dirty = False
+        self._inbox.clear()
+        if carrier is None:
+            return
+        self.reason = reason
+        with contextlib.suppress(DisconnectedError):
+            if bye:
+                carrier.post(frames.bye(bye))
+            carrier.flush()
+        carrier.close()
+
+    def _hold_off(self) -> None:
+        """After a connection that was not to be: wait longer each time, so that a peer that means ill costs little."""
+        now = time.monotonic()
+        if self._since and now - self._since >= GOOD_AFTER:
+            self._pause = FIRST_PAUSE
+        self._not_before = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _step(self, event: Event) -> None:
+        self.state, actions = step(self.state, event)
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if action is Action.FAIL_ALL:
+            if self._session is not None:
+                _deliver(self._session.end(self.reason))
+        elif action is Action.TELL_APPEAR:
+            self._client.appear(self)
+        elif action is Action.TELL_CONNECT:
+            self._client.connect(self)
+        elif action is Action.TELL_DISCONNECT:
+            self._tell_disconnect()
+        elif action is Action.TELL_DISAPPEAR:
+            self._client.disappear(self)
+        else:
+            self._port.close()
+            self._resources.user = None
+            if self._destroyed is not None:
+                self._destroyed()
+
+    def _tell_disconnect(self) -> None:
+        session, called = self._session, False
+
+        def done() -> None:
+            nonlocal called
+            if called:
+                raise MisuseError("done of this disconnect was called before")
+            called = True
+            if session is not None and session.held:
+                session.on_last = lambda: self._step(Event.DONE)
+            else:
+                self._step(Event.DONE)
+
+        self._client.disconnect(self, done)
+
+
+def _deliver(completions: list[tuple[Done | None, Completion]]) -> None:
+    for done, completion in completions:
+        if done is not None:
+            done(completion)

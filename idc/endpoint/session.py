@@ -1,0 +1,331 @@
+"""One connection's messages and transactions, with no I/O: frames in, events and frames out. Rules in docs/idc.md.
+
+A slot is what a submission holds from its frame to its answer. A tag names a slot and how often it has been used, so
+that an answer to a former use is recognised. Slots are made once, by `Slots`, and serve one session after another.
+Depends on idc.endpoint.frames, idc.endpoint.results and idc.errors.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from idc.endpoint import frames
+from idc.endpoint.frames import HANDLER_FAILED, Kind, Quotas
+from idc.endpoint.results import Completion, Result
+from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolError, TooBigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Done = Callable[[Completion], None]
+
+_SLOT_MASK: Final = 0xFFFF
+_DELIVERED: Final = Completion(Result.OK)
+
+
+class _Slot:
+    """One outstanding submission."""
+
+    __slots__ = ("answer", "done", "index", "ordered", "tag", "uses")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.uses = 0
+        self.tag = index
+        self.done: Done | None = None
+        self.ordered = False
+        self.answer: Completion | None = None
+
+
+class Slots:
+    """The slots of one kind of submission: requests, or messages.
+
+    Args:
+        count: most of them outstanding at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._all = [_Slot(index) for index in range(count)]
+        self._free = deque(self._all)
+        self._order: deque[_Slot] = deque()
+
+    @property
+    def outstanding(self) -> int:
+        """Slots in use."""
+        return self.count - len(self._free)
+
+    def take(self, done: Done | None, *, ordered: bool) -> int:
+        """A tag for a new submission; the caller has checked that one is free."""
+        slot = self._free.popleft()
+        slot.uses = slot.uses + 1 & 0xFFFF
+        slot.tag = slot.uses << 16 | slot.index
+        slot.done = done
+        slot.ordered = ordered
+        slot.answer = None
+        if ordered:
+            self._order.append(slot)
+        return slot.tag
+
+    def cancel(self, tag: int) -> None:
+        """Take a submission back that never reached the carrier."""
+        slot = self._all[tag & _SLOT_MASK]
+        if slot.ordered:
+            self._order.remove(slot)
+        slot.done, slot.tag, slot.ordered = None, -1, False
+        self._free.append(slot)
+
+    def answer(self, tag: int, completion: Completion) -> list[tuple[Done | None, Completion]]:
+        """Complete the submission of that tag: what may be delivered now, in order. Raises ProtocolError."""
+        index = tag & _SLOT_MASK
+        slot = self._all[index] if index < self.count else None
+        if slot is None or slot.tag != tag or slot.answer is not None or slot.uses == 0:
+            raise ProtocolError(f"an answer to tag {tag:#x}, which is not outstanding")
+        if not slot.ordered:
+            return [self._release(slot, completion)]
+        slot.answer = completion
+        ready = []
+        while self._order and (answer := self._order[0].answer) is not None:
+            ready.append(self._release(self._order.popleft(), answer))
+        return ready
+
+    def fail(self, completion: Completion) -> list[tuple[Done | None, Completion]]:
+        """Complete all that is outstanding; answers that came, and only waited for their turn, stand."""
+        failed = [*self._order, *(slot for slot in self._all if slot.tag != -1 and slot.uses and not slot.ordered)]
+        self._order.clear()
+        return [self._release(slot, slot.answer or completion) for slot in failed]
+
+    def _release(self, slot: _Slot, completion: Completion) -> tuple[Done | None, Completion]:
+        done, slot.done, slot.tag, slot.ordered = slot.done, None, -1, False
+        self._free.append(slot)
+        return done, completion
+
+
+class _Incoming:
+    """What a peer sent and this side has to complete, once."""
+
+    __slots__ = ("_open", "_session", "_tag")
+
+    def __init__(self, session: Session, tag: int) -> None:
+        self._session = session
+        self._tag = tag
+        self._open = True
+
+    @property
+    def completed(self) -> bool:
+        """Whether this side has completed it."""
+        return not self._open
+
+    def _finish(self, what: str) -> None:
+        if not self._open:
+            raise MisuseError(f"this {what} has been completed before")
+        self._open = False
+
+
+class IncomingMessage(_Incoming):
+    """A message received. The sender's quota is held until `complete`.
+
+    Attributes:
+        body: what was sent.
+    """
+
+    __slots__ = ("body",)
+
+    def __init__(self, session: Session, tag: int, body: bytes) -> None:
+        super().__init__(session, tag)
+        self.body = body
+
+    def complete(self) -> Result:
+        """Say that it is finished with: OK, or CLOSED if its connection is over. Raises MisuseError the second time."""
+        self._finish("message")
+        return self._session.finish_message(self._tag)
+
+
+class IncomingTransaction(_Incoming):
+    """A transaction received, to be completed now or later, in any order.
+
+    Attributes:
+        parameters: what the submitter passed.
+    """
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, session: Session, tag: int, parameters: bytes) -> None:
+        super().__init__(session, tag)
+        self.parameters = parameters
+
+    def complete(self, status: bytes = b"", error: int = 0) -> Result:
+        """Answer it.
+
+        Args:
+            status: at most as long as the submitter accepts.
+            error: a code of the client's own, 0 to 65534; 0 is none.
+
+        Returns:
+            OK, or CLOSED if its connection is over: the answer goes nowhere.
+
+        Raises:
+            MisuseError: completed before, or the code does not fit.
+            TooBigError: status too long; the transaction stays open.
+        """
+        if not 0 <= error < HANDLER_FAILED:
+            raise MisuseError(f"error code {error} of a transaction: must be 0 to {HANDLER_FAILED - 1}")
+        self._session.check_status(status)
+        self._finish("transaction")
+        return self._session.finish_transaction(self._tag, status, error)
+
+    def fail(self, reason: str) -> Result:
+        """Answer it with *error* and a reason in words."""
+        self._finish("transaction")
+        body = frames.reason_bytes(reason)[:self._session.peer.status_bytes]
+        return self._session.finish_transaction(self._tag, body, HANDLER_FAILED)
+
+
+Incoming = IncomingMessage | IncomingTransaction
+
+
+class Session:
+    """One connection, from HELLO to its end.
+
+    Args:
+        accepts: what this side lets the peer do.
+        requests, messages: this side's slots; none of them may be in use.
+        post: gives a frame to the carrier. It never waits: the carrier has room for every slot.
+
+    Attributes:
+        peer: what the peer accepts; nothing until its HELLO.
+        held: received items that this side has not completed, also after the end.
+        on_last: called, after the end, when the last of them is.
+    """
+
+    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[[bytes], None]) -> None:
+        self.accepts = accepts
+        self.peer = Quotas(0, 0, 0, 0)
+        self.greeted = False
+        self.over = False
+        self.on_last: Callable[[], None] | None = None
+        self._requests = requests
+        self._messages = messages
+        self._post = post
+        self._held_requests: set[int] = set()
+        self._held_messages: set[int] = set()
+
+    @property
+    def held(self) -> int:
+        """Received items that are not completed."""
+        return len(self._held_requests) + len(self._held_messages)
+
+    # -- this side submits
+
+    def submit_transaction(self, parameters: bytes, done: Done | None, *, ordered: bool) -> Result:
+        """OK or BACK_PRESSURED. Raises TooBigError."""
+        return self._submit(Kind.REQUEST, self._requests, self.peer.requests, parameters, done, ordered=ordered)
+
+    def submit_message(self, body: bytes, done: Done | None) -> Result:
+        """OK or BACK_PRESSURED. Raises TooBigError."""
+        return self._submit(Kind.MESSAGE, self._messages, self.peer.messages, body, done, ordered=False)
+
+    def _submit(self, kind: Kind, slots: Slots, quota: int, body: bytes, done: Done | None, *,
+                ordered: bool) -> Result:
+        if len(body) > self.peer.parameter_bytes:
+            raise TooBigError(f"{len(body)} bytes in a {kind.name.lower()}, the peer accepts "
+                              f"{self.peer.parameter_bytes}")
+        if slots.outstanding >= min(slots.count, quota):
+            return Result.BACK_PRESSURED
+        tag = slots.take(done, ordered=ordered)
+        try:
+            self._post(frames.encode(kind, tag, body))
+        except BaseException:
+            slots.cancel(tag)
+            raise
+        return Result.OK
+
+    # -- this side completes
+
+    def check_status(self, status: bytes) -> None:
+        """Raise TooBigError for a status that the submitter does not accept."""
+        if not self.over and len(status) > self.peer.status_bytes:
+            raise TooBigError(f"a status of {len(status)} bytes, the submitter accepts {self.peer.status_bytes}")
+
+    def finish_transaction(self, tag: int, status: bytes, error: int) -> Result:
+        """See IncomingTransaction."""
+        self._held_requests.discard(tag)
+        return self._answer(frames.encode(Kind.REPLY, tag, status, error))
+
+    def finish_message(self, tag: int) -> Result:
+        """See IncomingMessage."""
+        self._held_messages.discard(tag)
+        return self._answer(frames.encode(Kind.DONE, tag))
+
+    def _answer(self, frame: bytes) -> Result:
+        if self.over:
+            if not self.held and (told := self.on_last) is not None:
+                self.on_last = None
+                told()
+            return Result.CLOSED
+        try:
+            self._post(frame)
+        except DisconnectedError:
+            return Result.CLOSED  # whoever drives the endpoint learns of the end by itself
+        return Result.OK
+
+    # -- the peer's frames
+
+    def receive(self, frame: bytes) -> Incoming | list[tuple[Done | None, Completion]]:
+        """What a frame means: something received, or completions to deliver.
+
+        Raises:
+            ProtocolError: the peer broke a rule.
+            PeerGoneError: it says that the connection is over, and why.
+        """
+        kind, error, tag, body = frames.parse(frame)
+        if kind == Kind.HELLO:
+            if self.greeted:
+                raise ProtocolError("a second HELLO")
+            self.peer = frames.parse_hello(body)
+            self.greeted = True
+            return []
+        if kind == Kind.BYE:
+            raise PeerGoneError(f"the peer ended the connection: {frames.reason_text(body) or 'no reason given'}")
+        if not self.greeted:
+            raise ProtocolError(f"a frame of kind {kind} before HELLO")
+        if kind == Kind.REPLY:
+            return self._requests.answer(tag, self._completion(error, body))
+        if kind == Kind.DONE:
+            if body:
+                raise ProtocolError(f"{len(body)} bytes with the completion of a message")
+            return self._messages.answer(tag, _DELIVERED)
+        if kind == Kind.REQUEST:
+            self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")
+            return IncomingTransaction(self, tag, body)
+        if kind == Kind.MESSAGE:
+            self._hold(self._held_messages, self.accepts.messages, tag, body, "messages")
+            return IncomingMessage(self, tag, body)
+        raise ProtocolError(f"a frame of unknown kind {kind}")
+
+    def _completion(self, error: int, body: bytes) -> Completion:
+        if len(body) > self.accepts.status_bytes:
+            raise ProtocolError(f"a status of {len(body)} bytes, {self.accepts.status_bytes} are accepted")
+        if error == HANDLER_FAILED:
+            return Completion(Result.ERROR, error, b"", frames.reason_text(body) or "the handler failed")
+        return Completion(Result.OK, error, body)
+
+    def _hold(self, held: set[int], quota: int, tag: int, body: bytes, what: str) -> None:
+        if len(body) > self.accepts.parameter_bytes:
+            raise ProtocolError(f"{len(body)} bytes sent, {self.accepts.parameter_bytes} are accepted")
+        if len(held) >= quota:
+            raise ProtocolError(f"more than {quota} {what} at a time")
+        if tag in held:
+            raise ProtocolError(f"tag {tag:#x} is used for two {what} at a time")
+        held.add(tag)
+
+    # -- the end
+
+    def end(self, reason: str) -> list[tuple[Done | None, Completion]]:
+        """Over: what is outstanding completes with *outcome unknown*. Again: nothing."""
+        if self.over:
+            return []
+        self.over = True
+        unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
+        return self._requests.fail(unknown) + self._messages.fail(unknown)

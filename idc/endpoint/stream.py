@@ -1,0 +1,133 @@
+"""The socket-like face: bytes in order, with connect, listen, send, receive, flush. Built on messages.
+
+    with Stream(port) as stream:
+        stream.send(b"...")
+        stream.flush()                  # returns once the other side has received all of it
+        stream.receive(100)             # b"" when the connection is over
+
+Either side may be called first; there is no difference between dialling and listening once the port is made, so
+`connect` and `listen` are one call. A message is completed when its bytes have been received, so a reader that stops
+holds the writer back. Depends on idc.endpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from idc.endpoint.blocking import NAP
+from idc.endpoint.endpoint import Client, Endpoint, Resources
+from idc.endpoint.lifecycle import State
+from idc.endpoint.results import Completion, Result
+from idc.errors import ClosedError, PeerGoneError, TimedOutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from idc.endpoint.session import IncomingMessage
+    from idc.transport.base import Port
+
+
+class _Reader(Client):
+    """Queues what comes in; the end of the connection is the end of the stream."""
+
+    def __init__(self) -> None:
+        self.queue: deque[IncomingMessage] = deque()
+        self.ended = False
+
+    def message(self, endpoint: Endpoint, message: IncomingMessage) -> None:
+        self.queue.append(message)
+
+    def disconnect(self, endpoint: Endpoint, done: Callable[[], None]) -> None:
+        self.ended = True  # a stream does not come back: `done` is left to destroy
+
+
+class Stream:
+    """One byte stream each way, over one connection.
+
+    Args:
+        port: where the peer is met; closed with this object.
+        resources: made before, or default ones; the peer's parameter_bytes is the most sent in one message.
+    """
+
+    def __init__(self, port: Port, resources: Resources | None = None) -> None:
+        self._reader = _Reader()
+        self._endpoint = Endpoint(port, self._reader, resources or Resources())
+        self._at = 0
+        self._lost: Completion | None = None
+        self._closed = False
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Wait for the other side. Raises TimedOutError."""
+        self._until(lambda: self._endpoint.state is State.CONNECTED, timeout, "the other side did not come")
+
+    listen = connect
+
+    def send(self, data: bytes, *, timeout: float | None = None) -> None:
+        """Send all of the bytes; returns when they are under way.
+
+        Raises:
+            TimedOutError: the other side did not take them in time; how many went is unknown, so close.
+            PeerGoneError: the connection is over.
+        """
+        self.connect(timeout)
+        most = self._endpoint.peer_quotas.parameter_bytes
+        view = memoryview(data)
+        for at in range(0, len(view), most):
+            piece = bytes(view[at:at + most])
+            while (result := self._endpoint.submit_message(piece, self._sent)) is not Result.OK:
+                if result is not Result.BACK_PRESSURED:
+                    raise PeerGoneError(self._endpoint.reason or "the connection is over")
+                free = self._endpoint.outstanding
+                self._until(lambda before=free: self._endpoint.outstanding < before, timeout,  # type: ignore[misc]
+                            "the other side does not receive")
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Wait until the other side has received everything sent so far. Raises as `send`."""
+        self._until(lambda: self._endpoint.outstanding == 0, timeout, "the other side does not receive")
+        if self._lost is not None:
+            raise PeerGoneError(f"not all that was sent was received: {self._lost.reason}")
+
+    def receive(self, most: int, *, timeout: float | None = None) -> bytes:
+        """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
+        queue = self._reader.queue
+        if not queue and not self._reader.ended:
+            self._until(lambda: bool(queue) or self._reader.ended, timeout, "nothing was sent")
+        if not queue:
+            return b""
+        body = queue[0].body
+        piece = body[self._at:self._at + most]
+        self._at += len(piece)
+        if self._at >= len(body):
+            self._at = 0
+            queue.popleft().complete()
+            self._endpoint.notify()
+        return piece
+
+    def close(self) -> None:
+        """End the connection. What was not flushed may be lost. Idempotent."""
+        self._closed = True
+        self._endpoint.abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sent(self, completion: Completion) -> None:
+        if completion.result is not Result.OK:
+            self._lost = completion
+
+    def _until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            if self._closed:
+                raise ClosedError("this stream is closed")
+            if self._reader.ended:
+                raise PeerGoneError(self._endpoint.reason or "the connection is over")
+            left = NAP if deadline is None else min(NAP, deadline - time.monotonic())
+            if left <= 0:
+                raise TimedOutError(f"{what} within {timeout:g} s")
+            self._endpoint.pump(left)

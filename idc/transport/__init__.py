@@ -1,0 +1,1 @@
+"""Carriers of frames between two endpoints: in one process, over shared memory, over TCP. `base` says what one is."""

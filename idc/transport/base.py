@@ -1,0 +1,61 @@
+"""What an endpoint asks of a transport. A port finds the peer and connects; a carrier is one connection.
+
+Everything here returns at once but `wait`. A transport is the only thing that knows how bytes travel: endpoints, and
+the clients above them, are the same over all of them. Depends on nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Carrier(Protocol):
+    """One connection: whole frames, in order, at most once, until it is lost; then never again.
+
+    Attributes:
+        capacity: frames of each direction that it holds for certain, whatever the peer does.
+        frame_bytes: longest frame.
+    """
+
+    capacity: int
+    frame_bytes: int
+
+    def post(self, frame: bytes) -> None:
+        """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long."""
+
+    def flush(self) -> None:
+        """Wake the peer for what was posted, if it sleeps. Raises DisconnectedError."""
+
+    def take(self, timeout: float) -> Sequence[bytes]:
+        """Frames that are there; waits up to `timeout` seconds for the first (0: not at all).
+
+        What the peer had sent is delivered before the DisconnectedError that says it is over.
+        """
+
+    def arm(self) -> bool:
+        """Have `fileno` of the port become readable at the next frame; False if frames are there already."""
+
+    def close(self) -> None:
+        """End it: what was posted is delivered, then the peer learns of the end. Idempotent."""
+
+
+class Port(Protocol):
+    """One end of a place where two endpoints can meet, for as long as the endpoint lives."""
+
+    def look(self) -> bool:
+        """Whether the peer is there, at this moment. Makes progress towards a connection; never waits."""
+
+    def connection(self) -> Carrier | None:
+        """The carrier of a new connection, once both sides are there. At most one at a time."""
+
+    def wait(self, timeout: float) -> None:
+        """Wait until `look` or `connection` may have something new to say, up to `timeout` seconds."""
+
+    def fileno(self) -> int:
+        """Readable when there is something new: for a selector. See also `Carrier.arm`."""
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""

@@ -1,0 +1,173 @@
+"""Frames over a message channel of a shared region: between VMs, or host processes, that are members of it.
+
+A frame is one message of the ring; its slot count and slot size bound what the endpoints' quotas may be. The peer is
+there when the host says so in its live word; a connection is one pair of epochs. Depends on idc.channel and below.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from idc import layout
+from idc.channel import RECHECK, MessageChannel
+from idc.errors import BackPressuredError, MisuseError, ProtocolError, TimedOutError, TooBigError
+from idc.region import wait_event
+from idc.ring import DEFAULT_SPIN, load_u64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from idc.region import Region
+
+#: Seconds for which a closed side waits for the peer to notice before it opens again: opening wipes what is unread.
+LINGER = 0.1
+#: Frames taken at a time, at most.
+BATCH = 64
+
+
+class SharedCarrier:
+    """See `idc.transport.base.Carrier`."""
+
+    def __init__(self, channel: MessageChannel) -> None:
+        self.capacity = channel.entry.slots
+        self.frame_bytes = channel.sender.max_message
+        self._channel = channel
+        self._most = min(BATCH, self.capacity)
+        self.closed = False
+        self.closed_at = 0.0
+
+    def post(self, frame: bytes) -> None:
+        """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
+        if not self._channel.sender.post(frame):
+            raise ProtocolError("the peer does not take what it has asked for: the ring is full")
+
+    def flush(self) -> None:
+        """See there."""
+        self._channel.sender.flush()
+
+    def take(self, timeout: float) -> Sequence[bytes]:
+        """See there."""
+        try:
+            return self._channel.receiver.recv_batch(self._most, timeout=timeout)
+        except (BackPressuredError, TimedOutError):
+            return ()
+        except TooBigError as error:
+            raise ProtocolError(str(error)) from error
+
+    def arm(self) -> bool:
+        """See there."""
+        return self._channel.receiver.arm()
+
+    def close(self) -> None:
+        """See there."""
+        if not self.closed:
+            self.closed, self.closed_at = True, time.monotonic()
+            self._channel.close()
+
+    @property
+    def unread(self) -> bool:
+        """Whether the peer has not noticed the end yet, and may still be reading what was posted before."""
+        return self._channel.peer_stays
+
+
+class SharedPort:
+    """See `idc.transport.base.Port`.
+
+    Args:
+        region: mapped by this member.
+        channel: a message channel of it, of which this member is an end.
+        spin: seconds to poll before sleeping; see `idc.ring`.
+        release: called once when the port is closed; by default the region is closed.
+
+    Raises:
+        NotConnectedError: the region has no such channel for this member.
+    """
+
+    def __init__(self, region: Region, channel: str, *, spin: float = DEFAULT_SPIN,
+                 release: Callable[[], None] | None = None) -> None:
+        self._region = region
+        self._name = channel
+        self._spin = spin
+        self._release = region.close if release is None else release
+        self._channel: MessageChannel | None = None
+        self._current: SharedCarrier | None = None
+        entry = MessageChannel.entry_of(region, channel)
+        peer = entry.member_b if region.member == entry.member_a else entry.member_a
+        self._presence = region.header.members[peer].word_offset
+        self._event = region.events[entry.data_vector]
+        self._closed = False
+
+    def look(self) -> bool:
+        """See there. Opens this side, so that the other one sees it.
+
+        A process that is killed while its VM lives leaves its side open: it counts as there, and does not connect.
+        """
+        present = layout.split_member_word(load_u64(self._region.memory, self._presence))[1]
+        if self._current is not None and not self._current.closed:
+            return present
+        if self._channel is None:
+            if self._current is not None and self._current.unread and time.monotonic() < self._current.closed_at + LINGER:
+                return False
+            self._channel = MessageChannel.begin(self._region, self._name)
+        return present and self._channel.peer_open
+
+    def connection(self) -> SharedCarrier | None:
+        """See there."""
+        if self._channel is None or not self._channel.advance():
+            return None
+        channel, self._channel = self._channel, None
+        channel.sender.spin = channel.receiver.spin = self._spin
+        self._current = SharedCarrier(channel)
+        return self._current
+
+    def wait(self, timeout: float) -> None:
+        """See there. Looks again after RECHECK seconds: a doorbell rung before the vectors were armed is lost."""
+        wait_event(self._event, min(timeout, RECHECK))
+
+    def fileno(self) -> int:
+        """See there."""
+        return self._event
+
+    def close(self) -> None:
+        """See there."""
+        if self._closed:
+            return
+        self._closed = True
+        for channel in (self._channel, self._current):
+            if channel is not None:
+                channel.close()
+        self._release()
+
+
+class Regions:
+    """Regions that several ports of this process share: a member joins its region once, whatever it does in there.
+
+    Args:
+        join: opens the region of that name.
+    """
+
+    def __init__(self, join: Callable[[str], Region]) -> None:
+        self._join = join
+        self._open: dict[str, tuple[Region, int]] = {}
+
+    def port(self, address: str) -> SharedPort:
+        """A port for REGION/CHANNEL. Raises MisuseError for another form, NotConnectedError, and what `join` raises."""
+        name, slash, channel = address.rpartition("/")
+        if not slash or not name or not channel:
+            raise MisuseError(f"address {address!r} of a channel: REGION/CHANNEL is wanted")
+        region, users = self._open.get(name) or (self._join(name), 0)
+        self._open[name] = region, users + 1
+        try:
+            return SharedPort(region, channel, release=lambda: self._release(name))
+        except BaseException:
+            self._release(name)
+            raise
+
+    def _release(self, name: str) -> None:
+        region, users = self._open[name]
+        if users > 1:
+            self._open[name] = region, users - 1
+        else:
+            del self._open[name]
+            region.close()
