@@ -107,7 +107,8 @@ class SharedPort:
         if self._current is not None and not self._current.closed:
             return present
         if self._channel is None:
-            if self._current is not None and self._current.unread and time.monotonic() < self._current.closed_at + LINGER:
+            last = self._current
+            if last is not None and last.unread and time.monotonic() < last.closed_at + LINGER:
                 return False
             self._channel = MessageChannel.begin(self._region, self._name)
         return present and self._channel.peer_open

@@ -1,6 +1,6 @@
 """python endpoint_nursery.py ADDRESS LOG: a back end that is born again whenever it is killed; prints each one's pid.
 
-Forks, so that a birth takes milliseconds. Each back end writes the number of a transaction to the log before it answers.
+Forks, so that a birth takes milliseconds. A back end writes the number of a transaction to the log, then answers it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Writer(Client):
 
 
 def live(address: str, log: int) -> None:
-    endpoint = Endpoint(open_port(address), Writer(log), Resources(Quotas(requests=8, messages=8), requests=8, messages=8))
+    resources = Resources(Quotas(requests=8, messages=8), requests=8, messages=8)
+    endpoint = Endpoint(open_port(address), Writer(log), resources)
     while True:
         endpoint.pump(1.0)
 
