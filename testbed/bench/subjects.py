@@ -1,0 +1,296 @@
+"""What can be measured between two ends, each taken for some tenths of a second at a time: `Subject.take(seconds)`.
+
+Depends on `testbed.bench.ends`. The commands are those of `idc.measure.worker`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from idc.measure.plain import BATCH
+from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Commands = Callable[[int, int, int], tuple[dict[str, Any], dict[str, Any] | None]]
+
+#: How much of a sample the clock may be before several round trips share one.
+CLOCK_SHARE = 0.05
+#: Samples of one take, at most: more say nothing more, and have to come out of the VM.
+MOST_SAMPLES = 20_000
+#: Operations thrown away before those that count, as a part of them.
+WARM_PART = 0.05
+#: Share of the closed loop's rate that an open loop is sent at.
+OPEN_SHARE = 0.5
+#: CPU time is counted in steps of 10 ms; a take with fewer of them says nothing of it.
+LEAST_CPU = 0.05
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes a row one row; see `testbed.bench.rows.Row`."""
+
+    name: str
+    path: str
+    mode: str | None
+    api: str
+    size: int
+    unit: str
+
+
+@dataclass
+class Taken:
+    """One take.
+
+    Attributes:
+        samples: ns, where single operations were timed.
+        value: operations, messages or bytes a second, where they were not.
+        warmup: operations before, thrown away.
+        cpu_s: processor seconds of both ends for 1,000 operations or for a GB; None: too few to count.
+        cpu: the same by place.
+        late: see `Row.late`.
+        offered: see `Row.offered`.
+    """
+
+    samples: array[int] | None = None
+    value: float | None = None
+    warmup: int = 0
+    cpu_s: float | None = None
+    cpu: dict[str, float] = field(default_factory=dict)
+    late: int = 0
+    offered: float | None = None
+
+
+class Subject(Protocol):
+    """One thing to measure. `variant` tells several ways to the same row apart; the best becomes the row."""
+
+    key: Key
+    variant: str
+    note: str
+    per: int
+
+    def prepare(self, seconds: float) -> int:
+        """Find out how many operations fit into so many seconds; returns how many that took, which are warm-up."""
+        ...
+
+    def take(self, seconds: float) -> Taken:
+        """Measure for about so long."""
+        ...
+
+
+class Loop:
+    """Both workers run matching loops, with as many operations as fit.
+
+    Args:
+        pair: the ends.
+        key: of the row.
+        commands: (operations, round trips in a sample, operations to warm up) to the near and the far command.
+        each: what one operation is worth: 1 round trip or message, or bytes.
+        first: operations of the first try.
+        variant, note: see `Subject`.
+    """
+
+    def __init__(self, pair: Pair, key: Key, commands: Commands, *, each: int = 1, first: int = 64, variant: str = "",
+                 note: str = "") -> None:  # fmt: skip
+        self.pair = pair
+        self.key = key
+        self.variant = variant
+        self.note = note
+        self.per = 1
+        self._commands = commands
+        self._each = each
+        self._first = first
+        self._ns = 0.0
+        self._sampled = key.unit == "ns"
+
+    def prepare(self, seconds: float) -> int:
+        """See `Subject`."""
+        count, spent = self._first, 0
+        while True:
+            ran = self._run(count, 1, 0)
+            spent += count
+            self._ns = ran.near["ns"] / count
+            # The first tries are mostly the two ends' start.
+            if ran.near["ns"] >= seconds * 1e9 / 4 or count >= 1 << 24:
+                break
+            grow = seconds * 1e9 / 3 / ran.near["ns"]
+            count = int(count * min(max(grow, 2), 16))
+        if self._sampled:
+            self.per = max(1, math.ceil(self.pair.clock_ns / CLOCK_SHARE / self._ns))
+        return spent
+
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`."""
+        count = max(int(seconds * 1e9 / self._ns), 8)
+        warm = max(int(count * WARM_PART), 1)
+        if self._sampled:
+            count = max(min(count // self.per, MOST_SAMPLES), 1)
+        ran = self._run(count, self.per, warm)
+        done = count * self.per if self._sampled else count
+        unit = 1e9 / self._each if self.key.unit == "B/s" else 1e3
+        taken = cost(ran, (done + warm) / unit, done / unit)
+        taken.warmup = warm
+        taken.late = ran.near.get("late", 0)
+        if self._sampled:
+            taken.samples = self.pair.samples()
+        else:
+            taken.value = done * self._each / (ran.near["ns"] / 1e9)
+        return taken
+
+    def _run(self, count: int, per: int, warm: int) -> Ran:
+        return self.pair.run(*self._commands(count, per, warm))
+
+
+class BareLoop(Loop):
+    """One whose words must be zero, and whose doorbells unrung, before it starts."""
+
+    def _run(self, count: int, per: int, warm: int) -> Ran:
+        self.pair.far.ask(do="drain")
+        self.pair.near.ask(do="clear")
+        return super()._run(count, per, warm)
+
+
+class OpenLoop(Loop):
+    """Round trips that start by a timetable, at OPEN_SHARE of what a closed loop just did."""
+
+    def __init__(self, pair: Pair, mode: str, size: int) -> None:
+        key = Key("rtt-open", "ivshmem", mode, "core", size, "ns")
+        super().__init__(pair, key, _rtt(SLOTS[size][0], "core", mode, size))
+
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`."""
+        self.per = 1
+        probe = max(int(seconds * 1e9 / 8 / self._ns), 8)
+        self._ns = self._run(probe, 1, probe // 8 + 1).near["ns"] / probe
+        interval = max(int(self._ns / OPEN_SHARE), 1)
+        count = min(max(int(seconds * 1e9 / interval), 8), MOST_SAMPLES)
+        warm = int(count * WARM_PART) + 1
+        near, far = self._commands(count, 1, warm)
+        near = {"do": "paced", "interval": interval} | {key: near[key] for key in ("channel", "mode", "size", "count",
+                                                                                   "warm")}  # fmt: skip
+        ran = self.pair.run(near, far)
+        taken = cost(ran, (count + warm) / 1e3, count / 1e3)
+        taken.warmup = probe + probe // 8 + 1 + warm
+        taken.samples = self.pair.samples()
+        taken.offered = 1e9 / interval
+        return taken
+
+
+def cost(ran: Ran, host_units: float, own_units: float) -> Taken:
+    """Processor time by unit (1,000 operations or a GB): the host counts the warm-up too, the ends do not."""
+    taken = Taken()
+    host = ran.cpu["host_near"] + ran.cpu["host_far"]
+    if host >= LEAST_CPU:
+        taken.cpu_s = host / host_units
+        taken.cpu = {place: seconds / (host_units if place.startswith("host") else own_units)
+                     for place, seconds in ran.cpu.items()}
+    return taken
+
+
+# -- what there is to measure
+
+
+def _both(near: dict[str, Any], **far: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - JSON
+    """The same command for both, each in its role; what is different at the far end."""
+    return near | {"role": "near"}, near | {"role": "far"} | far
+
+
+def _rtt(channel: str, api: str, mode: str, size: int) -> Commands:
+    return lambda count, per, warm: _both(
+        {"do": "rtt", "channel": channel, "api": api, "mode": mode, "size": size, "count": count, "per": per,
+         "warm": -(-warm // per) * per})
+
+
+def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt") -> Loop:
+    """Messages there and back through the rings."""
+    return Loop(pair, Key(name, "ivshmem", mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+
+
+def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
+    """A cache line there and back, whatever `size` its row is put beside: the limit of polling."""
+    return BareLoop(pair, Key(name, "limit", "poll", "core", size, "ns"),
+                    lambda count, per, warm: _both({"do": "line", "count": count, "per": per,
+                                                    "warm": -(-warm // per) * per}),
+                    note="8 bytes of one cache line each way")  # fmt: skip
+
+
+def bare_bell(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
+    """A doorbell there and back: the limit of sleeping."""
+    return BareLoop(pair, Key(name, "limit", "doorbell", "core", size, "ns"),
+                    lambda count, per, warm: _both({"do": "bell", "count": count, "per": per,
+                                                    "warm": -(-warm // per) * per}),
+                    note="no data")  # fmt: skip
+
+
+def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> Loop:
+    """Messages one way."""
+    channel = SLOTS[size][0]
+    return Loop(pair, Key("rate", "ivshmem", mode, api, size, "msg/s"),
+                lambda count, _, warm: _both({"do": "rate", "channel": channel, "api": api, "mode": mode, "size": size,
+                                              "count": count, "warm": warm, "batch": batch}),
+                variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
+
+
+def stream(pair: Pair, mode: str, api: str, chunk: int) -> Loop:
+    """Bytes through the byte ring."""
+    return Loop(pair, Key("stream", "ivshmem", mode, api, chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "stream", "channel": BULK, "api": api, "mode": mode, "chunk": chunk,
+                                              "total": count * chunk, "warm": warm * chunk}),
+                each=chunk, first=16)  # fmt: skip
+
+
+def pipeline(pair: Pair, chunk: int, routine: int, slots: int, *, name: str = "stream", unit: str = "B/s") -> Loop:
+    """Two loops that copy slots in and out with one routine, and nothing else: the limit of a stream."""
+    routines = pair.near.facts["routines"]
+    return BareLoop(pair, Key(name, "limit", "pipeline", "core", chunk, unit),
+                    lambda count, _, __: _both({"do": "pipe", "chunk": chunk, "slots": slots, "total": count * chunk,
+                                                "routine": routine}),
+                    each=chunk if unit == "B/s" else 1, first=16,
+                    variant=f"{routines[routine]}, {slots} slots")  # fmt: skip
+
+
+def pipelines(pair: Pair, chunk: int) -> list[Subject]:
+    """Each routine over the same working set as the ring's, and over the few slots that stay in the nearest cache."""
+    slots = {max(RING_BYTES // chunk, 2), min(8, RING_BYTES // chunk)}
+    return [pipeline(pair, chunk, routine, number) for number in sorted(slots)
+            for routine in range(len(pair.near.facts["routines"]))]
+
+
+def copies(pair: Pair, chunk: int) -> list[Subject]:
+    """Local copies over the same working set, each routine: for orientation, no limit, since one end does it alone."""
+    routines = pair.near.facts["routines"]
+    return [Loop(pair, Key("stream", "limit", "copy", "core", chunk, "B/s"),
+                 lambda count, _, __, routine=routine: (
+                     {"do": "copy", "chunk": chunk, "span": max(RING_BYTES, 2 * chunk), "total": count * chunk,
+                      "routine": routine}, None),
+                 each=chunk, first=16, variant=name) for routine, name in enumerate(routines)]
+
+
+def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False) -> Loop:
+    """Bytes there and back over the socket called `path`."""
+    return Loop(pair, Key("rtt", path, None, api, size, "ns"),
+                lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
+                                                "count": count, "per": per, "warm": -(-warm // per) * per,
+                                                "polls": polls}),
+                variant=("polled" if polls else "blocking") if api == "core" else "",
+                note="plain socket")  # fmt: skip
+
+
+def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
+    """Bytes one way over the socket called `path`."""
+    return Loop(pair, Key("stream", path, None, api, chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
+                                              "total": count * chunk, "warm": warm * chunk}),
+                each=chunk, first=16, note="plain socket")  # fmt: skip
+
+
+def socket_rate(pair: Pair, path: str, api: str, size: int) -> Loop:
+    """Messages one way over the socket called `path`: each a send and a receive of its own size."""
+    return Loop(pair, Key("rate", path, None, api, size, "msg/s"),
+                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": size,
+                                              "total": count * size, "warm": warm * size}),
+                note="plain socket, one send each")  # fmt: skip
