@@ -94,10 +94,12 @@ int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, u
             sent += !full;
             due += full ? 0 : interval_ns;
         }
-        if (spin_ns < 0 || back == sent) { /* polled, or nothing under way: only the timetable is waited for */
-            rc = back == sent ? IDC_AGAIN : idc_msg_recv(rx, buf, rx->slot_size, 0, 0);
+        uint64_t until = full || sent == n ? UINT64_MAX : due > now ? due - now : 0;
+        if (back == sent) { /* nothing under way: only the timetable is waited for */
+            rc = IDC_AGAIN;
+        } else if (spin_ns < 0 || until <= (uint64_t)spin_ns) { /* it is not worth to sleep until the next is due */
+            rc = idc_msg_recv(rx, buf, rx->slot_size, 0, 0);
         } else {
-            uint64_t until = sent == n || full ? UINT64_MAX : due > now ? due - now : 1;
             rc = idc_msg_recv(rx, buf, rx->slot_size, spin_ns, left_until(deadline, now, until));
         }
         if (rc >= 0) {

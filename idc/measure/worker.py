@@ -25,7 +25,6 @@ from idc.layout import Kind
 from idc.measure import plain
 from idc.measure.sockets import Connection
 from idc.ringbase import DEFAULT_SPIN, POLL_ONLY
-from idc.words import store_u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +39,10 @@ SPIN = {"poll": POLL_ONLY, "doorbell": 0.0, "adaptive": DEFAULT_SPIN}
 BARE = "bare"
 #: Bytes between the two words of bare loops, as in the rings: processors fetch cache lines in pairs.
 APART = 128
-#: Where the words that start both ends of a pipeline lie in the bare channel's block.
-START = 1024
+#: A pipeline's words: a pair that starts both ends at once, then the two indexes. They lie where the bare channel would
+#: have its other ring, one set for each pipeline of a command, so that one clearing serves all.
+INDEXES, SET = 2 * APART, 4 * APART
+SETS = 64
 #: Readings of the clock that its cost is the mean of.
 CLOCK_READINGS = 10_000
 
@@ -62,14 +63,17 @@ class Worker:
         self._samples: array[int] = array("Q")
         self._bare = region.header.channel(BARE)
         self._memory = ffi.from_buffer("uint8_t[]", region.memory, require_writable=True)
+        self._words_at = self._memory + self._bare.data_ba
         peer = self._bare.member_b if region.member == self._bare.member_a else self._bare.member_a
         self._bell = region.bell(peer, self._bare.data_vector)
         self._wake = region.events[self._bare.data_vector]
 
     def close(self) -> None:
         """Let go of channels, sockets and the region's memory."""
-        for channel in (*self._messages.values(), *self._bytes.values()):
-            channel.close()
+        for messages in self._messages.values():
+            messages.close()
+        for stream in self._bytes.values():
+            stream.close()
         for connection in self._sockets.values():
             connection.close()
         self._bell.close()
@@ -115,8 +119,7 @@ class Worker:
 
     def do_clear(self) -> Answer:
         """Bare words to zero, own doorbell emptied. Near alone, before each bare loop."""
-        for offset in (0, APART, START, START + APART):
-            store_u64(self._region.memory, self._bare.offset + offset, 0)
+        ffi.memmove(self._words_at, bytes(SETS * SET), SETS * SET)
         return self.do_drain()
 
     def do_drain(self) -> Answer:
@@ -141,26 +144,36 @@ class Worker:
         return self._ping(lambda view, n: lib.idc_loop_bell_ping(bell, wake, view, n, per, self._deadline()),
                           count, -(-warm // per))
 
-    def do_pipe(self, role: str, chunk: int, slots: int, total: int, routine: int) -> Answer:
-        """Bare copy pipeline: slots copied in here and out there, two indexes, nothing else."""
-        mine, theirs = self._words(role, START)
-        words, data = self._memory + self._bare.offset, self._memory + self._bare.data_ab
-        deadline = self._deadline()
+    def do_pipe(self, role: str, tries: list[dict[str, int]]) -> Answer:
+        """Bare copy pipelines, one after the other: slots copied in here and out there, two indexes, nothing else.
+
+        Each of `tries` has chunk, slots, total (all bytes but slots) and routine; "each" has their times.
+        """
+        answers = [self._pipe(role, number * SET, one) for number, one in enumerate(tries)]
+        each = [answer["ns"] for answer in answers]
+        return {"ns": sum(each), "each": each, "cpu": sum(answer["cpu"] for answer in answers)}
+
+    def _pipe(self, role: str, at: int, one: dict[str, int]) -> Answer:
+        mine, theirs = self._words(role, at)
+        words, data, deadline = self._words_at + at + INDEXES, self._memory + self._bare.data_ab, self._deadline()
         if role == "far":
             self._check(lib.idc_loop_line_pong(mine, theirs, 1, deadline))
-            return self._timed(lambda: lib.idc_loop_pipe_in(words, data, slots, chunk, total, routine, deadline))
-        one = ffi.new("uint64_t[1]")
-        self._check(lib.idc_loop_line_ping(mine, theirs, one, 1, 1, deadline))  # the other end is about to begin
-        return self._timed(lambda: lib.idc_loop_pipe_out(words, data, slots, chunk, total, routine, deadline))
+            loop = lib.idc_loop_pipe_in
+        else:
+            self._check(lib.idc_loop_line_ping(mine, theirs, ffi.new("uint64_t[1]"), 1, 1, deadline))  # both are there
+            loop = lib.idc_loop_pipe_out
+        shape = (one["slots"], one["chunk"], one["total"], one["routine"])
+        return self._timed(lambda: loop(words, data, *shape, deadline))
 
-    def do_copy(self, chunk: int, span: int, total: int, routine: int) -> Answer:
-        """Local copies within this end alone, over `span` bytes: a memory, not a channel."""
-        area = ffi.new("uint8_t[]", 2 * span)
-        ffi.memmove(area, b"\1" * (2 * span), 2 * span)  # real pages
-        lib.idc_loop_copy(routine, area, area + span, span, chunk, -(-span // chunk))
-        began = _cpu()
-        ns = self._check(lib.idc_loop_copy(routine, area, area + span, span, chunk, total // chunk))
-        return {"ns": ns, "ops": total // chunk * chunk, "cpu": _cpu() - began}
+    def do_copy(self, tries: list[dict[str, int]]) -> Answer:
+        """Local copies by this end alone, over `slots` chunks: a memory, not a channel. `tries` as in "pipe"."""
+        began, each = _cpu(), []
+        for one in tries:
+            chunk, span, routine = one["chunk"], one["chunk"] * one["slots"], one["routine"]
+            area = ffi.new("uint8_t[]", 2 * span)
+            ffi.memmove(area, b"\1" * (2 * span), 2 * span)  # real pages
+            each.append(self._check(lib.idc_loop_copy(routine, area, area + span, span, chunk, one["total"] // chunk)))
+        return {"ns": sum(each), "each": each, "cpu": _cpu() - began}
 
     # -- rings
 
@@ -288,7 +301,7 @@ class Worker:
 
     def _words(self, role: str, offset: int) -> tuple[Any, Any]:
         """Own and the other's bare word."""
-        first = self._memory + self._bare.offset + offset
+        first = self._words_at + offset
         return (first, first + APART) if role == "near" else (first + APART, first)
 
     def _message_channel(self, name: str, mode: str) -> MessageChannel:
@@ -343,7 +356,7 @@ def serve(region: Region, commands: IO[str], answers: IO[str]) -> None:
 def mapping() -> str:
     """How this process maps the region, by the kernel's own word: "vfio" in a VM, "memfd" on the host."""
     with open("/proc/self/maps") as maps:
-        names = {line.split(None, 5)[5].strip() for line in maps if line.count(" ") > 5 and len(line.split(None, 5)) > 5}
+        names = {fields[5].strip() for fields in (line.split(None, 5) for line in maps) if len(fields) > 5}
     if any("vfio" in name for name in names):
         return "VFIO, BAR 2"
     return "memfd" if any(name.startswith("/memfd:") for name in names) else "unknown"

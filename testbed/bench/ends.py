@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from host.region import RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
@@ -22,7 +22,6 @@ from testbed.template_build import cpu_seconds
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator
 
     from host.region import Region
     from testbed.run import Run
@@ -197,7 +196,7 @@ class Ran:
 
 
 class Pair:
-    """Two ends of one region, attached to its channels. `domains` is what their rows say. A context manager."""
+    """Two ends of one region, attached to its channels. `domains` is what their rows say."""
 
     def __init__(self, domains: str, near: End, far: End) -> None:
         self.domains = domains
@@ -245,20 +244,3 @@ class Pair:
     def samples(self) -> array[int]:
         """Of near's last loop, ns."""
         return unpack_samples(self.near.ask(do="samples"))
-
-    def close(self) -> None:
-        """End both workers."""
-        self.near.close()
-        self.far.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def ends_of(pair: Pair) -> Iterator[End]:
-    """Both."""
-    yield pair.near
-    yield pair.far

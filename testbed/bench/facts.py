@@ -43,8 +43,8 @@ def commit() -> dict[str, Any]:
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
-                                 check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True,
+                                 text=True, check=False)
     except FileNotFoundError:
         return {"commit": "", "dirty": False}
     return {"commit": name.stdout.strip() if name.returncode == 0 else "", "dirty": bool(changed.stdout.strip())}

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 from testbed.bench.errors import BenchFailed
 from testbed.bench.histogram import Histogram
 from testbed.bench.rows import Row
-from testbed.bench.subjects import Key, Subject, Taken
+from testbed.bench.subjects import Key, Subject, Taken, scout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from testbed.bench.ends import Pair
+    from testbed.bench.subjects import CopyLoop
 
 
 T = TypeVar("T")
@@ -35,18 +36,20 @@ class Pace:
     Attributes:
         rounds: turns.
         seconds: of one take.
-        tool_seconds: of one take of a program that knows whole seconds only.
+        scout_seconds: of one try of each way to copy.
+        kept: how many of those ways go on into the turns.
         quick: whether this is the quick run.
     """
 
     rounds: int
     seconds: float
-    tool_seconds: int
+    scout_seconds: float
+    kept: int
     quick: bool
 
 
-QUICK = Pace(2, 0.1, 1, quick=True)
-FULL = Pace(4, 0.3, 2, quick=False)
+QUICK = Pace(2, 0.08, 0.005, 1, quick=True)
+FULL = Pace(6, 0.2, 0.03, 3, quick=False)
 
 
 @dataclass
@@ -58,14 +61,14 @@ class Group:
         pair: the ends; None only for boots.
         subjects: in the order of their turns.
         during: a context that is entered while they are measured: a load, for one.
-        scout: subjects that are only tried once, quickly; the best variant of each row goes into the turns.
+        scout: ways to copy, for one row each, of which there are too many: all are tried shortly, the best take turns.
     """
 
     title: str
     pair: Pair
     subjects: list[Subject]
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    scout: list[Subject] = field(default_factory=list)
+    scout: list[list[CopyLoop]] = field(default_factory=list)
 
 
 @dataclass
@@ -79,9 +82,10 @@ class Found:
 def measure(group: Group, pace: Pace) -> list[Found]:
     """All turns of one group. Raises BenchFailed, with the row's name, when a subject fails."""
     with group.during():
-        scouted = [_scout(subjects) for subjects in _by_key(group.scout).values()]
-        subjects = [*group.subjects, *(best for best, _ in scouted)]
-        tried = {best.key: figures for best, figures in scouted}
+        subjects, tried = list(group.subjects), {}
+        for ways in group.scout:
+            best, tried[ways[0].key] = scout(group.pair, ways, pace.scout_seconds, pace.kept)
+            subjects += best
         warm = {id(subject): _named(subject, group.pair, subject.prepare, pace.seconds) for subject in subjects}
         _same_samples(subjects)
         takes: dict[int, list[Taken]] = {id(subject): [] for subject in subjects}
@@ -93,22 +97,6 @@ def measure(group: Group, pace: Pace) -> list[Found]:
         rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)]) for subject in variants]
         found.append(_best(rows, tried.get(variants[0].key, {})))
     return found
-
-
-_SCOUT_SECONDS = 0.04
-
-
-def _scout(subjects: list[Subject]) -> tuple[Subject, dict[str, float]]:
-    """The best of several ways to one row, by two short takes each in turn, and what each did at best."""
-    for subject in subjects:
-        subject.prepare(_SCOUT_SECONDS)
-    figures: dict[str, float] = {}
-    for _ in range(2):
-        for subject in subjects:
-            value = subject.take(_SCOUT_SECONDS).value
-            assert value is not None, "only values are scouted"
-            figures[subject.variant] = max(value, figures.get(subject.variant, 0.0))
-    return max(subjects, key=lambda subject: figures[subject.variant]), figures
 
 
 def _named(subject: Subject, pair: Pair, call: Callable[[float], T], seconds: float) -> T:
@@ -138,25 +126,25 @@ def _same_samples(subjects: list[Subject]) -> None:
 def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Found:
     key = subject.key
     costs = [taken for taken in takes if taken.cpu_s is not None]
-    common = {
-        "name": key.name, "path": key.path, "domains": pair.domains, "mode": key.mode, "api": key.api,
-        "size": key.size, "unit": key.unit, "variant": subject.variant, "note": subject.note,
-        "cpu_s": statistics.fmean(taken.cpu_s or 0.0 for taken in costs) if costs else None,
-        "cpu": {place: statistics.fmean(taken.cpu[place] for taken in costs) for place in costs[0].cpu} if costs else {},
-        "warmup": prepared + sum(taken.warmup for taken in takes), "late": sum(taken.late for taken in takes),
-        "offered": next((taken.offered for taken in takes if taken.offered), None),
-    }  # fmt: skip
+    row = Row(
+        name=key.name, path=key.path, domains=pair.domains, mode=key.mode, api=key.api, size=key.size, unit=key.unit,
+        samples=len(takes), variant=subject.variant, note=subject.note,
+        cpu_s=statistics.fmean(taken.cpu_s or 0.0 for taken in costs) if costs else None,
+        cpu={place: statistics.fmean(taken.cpu[place] for taken in costs) for place in costs[0].cpu} if costs else {},
+        warmup=prepared + sum(taken.warmup for taken in takes), late=sum(taken.late for taken in takes),
+        offered=next((taken.offered for taken in takes if taken.offered), None),
+    )  # fmt: skip
     sampled = [taken.samples for taken in takes if taken.samples is not None]
     if not sampled:
         values = tuple(taken.value for taken in takes if taken.value is not None)
-        return Found(Row(**common, samples=len(values), value=statistics.median(values), rounds=values), None)
+        return Found(dataclasses.replace(row, value=statistics.median(values), rounds=values), None)
     histogram = Histogram()
     for samples in sampled:
         histogram.record(samples)
     at = histogram.percentiles()
     rounds = tuple(float(statistics.median_low(samples)) for samples in sampled)
-    return Found(Row(**common, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999, max=at.max,
-                     rounds=rounds, per=subject.per, clock_ns=pair.clock_ns), histogram)  # fmt: skip
+    return Found(dataclasses.replace(row, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999,
+                                     max=at.max, rounds=rounds, per=subject.per, clock_ns=pair.clock_ns), histogram)
 
 
 def _best(found: list[Found], tried: dict[str, float]) -> Found:

@@ -19,6 +19,7 @@ HIGHEST: Final = 3_600_000_000_000
 DIGITS: Final = 3
 #: What `Histogram.encoded` holds: HdrHistogram's own V2 format, compressed, in base64; any of its libraries reads it.
 ENCODING: Final = "hdrhistogram-v2"
+_PARTS = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}  # of a thousand
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,16 @@ class Histogram:
         """Raises ValueError when nothing was recorded."""
         if not self.count:
             raise ValueError("no samples")
-        at = {name: float(self._hdr.get_value_at_percentile(rank))
-              for name, rank in (("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p999", 99.9))}
+        # Nearest rank, by ourselves: the library rounds the rank, which for few samples is one too low.
+        ranks = [(name, -(-self.count * parts // 1000)) for name, parts in _PARTS.items()]
         highest = float(self._max or self._hdr.get_max_value())
-        return Percentiles(**{name: min(value, highest) for name, value in at.items()}, max=highest)
+        at: dict[str, float] = {}
+        seen = 0
+        for item in self._hdr.get_recorded_iterator():
+            seen += item.count_added_in_this_iter_step
+            while ranks and seen >= ranks[0][1]:
+                at[ranks.pop(0)[0]] = min(float(item.value_iterated_to), highest)
+        return Percentiles(**at, max=highest)
 
     def encoded(self) -> bytes:
         """For keeping; see ENCODING."""

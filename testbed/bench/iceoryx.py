@@ -112,7 +112,7 @@ class Iceoryx:
         try:
             with log.open("wb") as errors:
                 for role, pin in zip(("far", "near"), reversed(self._pins), strict=True):
-                    ends.append(self._run.popen([*argv, role, *where, str(-1 if pin is None else pin)],  # noqa: PERF401
+                    ends.append(self._run.popen([*argv, role, *where, str(-1 if pin is None else pin)],
                                                 stdout=subprocess.PIPE, stderr=errors, cwd=ROOT))  # fmt: skip
             output, _ = ends[1].communicate(timeout=LIMIT_SECONDS)
             code = ends[1].returncode or ends[0].wait(LIMIT_SECONDS)

@@ -145,15 +145,22 @@ def machines(domains: set[Domains], steps: Steps, *, accel: Wish, qemu: str) -> 
 
 
 @contextlib.contextmanager
+def vm_pair(bed: Testbed, near: Vm, far: Vm) -> Iterator[Pair]:
+    """Workers in two VMs, over a region of their own."""
+    region = bed.region(region_spec(near.name, far.name))
+    with contextlib.ExitStack() as stack:
+        ends = [VmEnd(vm, region.name) for vm in (near, far)]
+        for end in ends:
+            stack.callback(end.close)
+        yield Pair("vm-vm", *ends)
+
+
+@contextlib.contextmanager
 def _between_vms(bed: Testbed) -> Iterator[Place]:
     front, back = bed.vms["front"], bed.vms["back"]
     assert bed.network is not None
-    region = bed.region(region_spec("front", "back"))
-    with contextlib.ExitStack() as stack:
-        ends = [VmEnd(vm, region.name) for vm in (front, back)]
-        for end in ends:
-            stack.callback(end.close)
-        place = Place(Pair("vm-vm", *ends), vms=(front, back), address=bed.network.members[1].address)
+    with vm_pair(bed, front, back) as pair:
+        place = Place(pair, vms=(front, back), address=bed.network.members[1].address)
         where = f"{place.address}:{TCP_PORT}"
         place.connect("tcp", where, where)
         place.miss("vsock between VMs: vhost-vsock joins a VM and its host only")

@@ -79,28 +79,33 @@ def _title(row: Row) -> str:
 
 
 def _round_trips(rows: list[Row], result: Result) -> Table:
-    table = _table("p50", "p90", "p99", "p99.9", "max", "by limit", "samples", "CPU s/1000")
+    table = _table("p50", "p90", "p99", "p99.9", "max", "limit x", "peer/this", "samples", "CPU s/1000")
     for row in rows:
         cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
                             "core", row.size)
-        against = f"{row.figure / limit.figure:.2f}x" if limit is not None and row.path != "limit" else ""
+        peer = min((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
+        ours = row.path == "ivshmem"
         samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
-        table.add_row(_title(row), *cells, against, samples, _cpu(row))
+        table.add_row(_title(row), *cells, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
+                      f"{peer / row.figure:.1f}" if ours and peer else "", samples, _cpu(row))
     return table
+
+
+def _is_peer(row: Row) -> bool:
+    return row.path not in ("ivshmem", "limit")
 
 
 def _values(rows: list[Row]) -> Table:
     limit = max((row.figure for row in rows if row.path == "limit" and row.mode == "pipeline"), default=0.0)
-    peers = {api: max((row.figure for row in rows if row.path not in ("ivshmem", "limit") and row.api == api), default=0)
-             for api in ("core", "python")}
-    table = _table("median", "least", "most", "of limit", "by peer", "CPU s/GB" if rows[0].unit == "B/s" else "CPU s/1000")
+    unit = rows[0].unit
+    table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
     for row in rows:
         ours = row.path == "ivshmem"
-        peer = peers[row.api]
-        table.add_row(_title(row), *(_rate(value, row.unit) for value in (row.figure, min(row.rounds), max(row.rounds))),
-                      f"{row.figure / limit:.0%}" if ours and limit else "",
-                      f"{row.figure / peer:.1f}x" if ours and peer else "", _cpu(row))
+        peer = max((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
+        spread = (_rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
+        table.add_row(_title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
+                      f"{row.figure / peer:.1f}" if ours and peer else "", _cpu(row))
     return table
 
 

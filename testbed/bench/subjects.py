@@ -6,7 +6,6 @@ Depends on `testbed.bench.ends`. The commands are those of `idc.measure.worker`.
 from __future__ import annotations
 
 import math
-from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +13,7 @@ from idc.measure.plain import BATCH
 from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable
 
     Commands = Callable[[int, int, int], tuple[dict[str, Any], dict[str, Any] | None]]
@@ -102,7 +102,7 @@ class Loop:
         self.note = note
         self.per = 1
         self._commands = commands
-        self._each = each
+        self.each = each
         self._first = first
         self._ns = 0.0
         self._sampled = key.unit == "ns"
@@ -131,14 +131,14 @@ class Loop:
             count = max(min(count // self.per, MOST_SAMPLES), 1)
         ran = self._run(count, self.per, warm)
         done = count * self.per if self._sampled else count
-        unit = 1e9 / self._each if self.key.unit == "B/s" else 1e3
+        unit = 1e9 / self.each if self.key.unit == "B/s" else 1e3
         taken = cost(ran, (done + warm) / unit, done / unit)
         taken.warmup = warm
         taken.late = ran.near.get("late", 0)
         if self._sampled:
             taken.samples = self.pair.samples()
         else:
-            taken.value = done * self._each / (ran.near["ns"] / 1e9)
+            taken.value = done * self.each / (ran.near["ns"] / 1e9)
         return taken
 
     def _run(self, count: int, per: int, warm: int) -> Ran:
@@ -243,31 +243,67 @@ def stream(pair: Pair, mode: str, api: str, chunk: int) -> Loop:
                 each=chunk, first=16)  # fmt: skip
 
 
-def pipeline(pair: Pair, chunk: int, routine: int, slots: int, *, name: str = "stream", unit: str = "B/s") -> Loop:
-    """Two loops that copy slots in and out with one routine, and nothing else: the limit of a stream."""
-    routines = pair.near.facts["routines"]
-    return BareLoop(pair, Key(name, "limit", "pipeline", "core", chunk, unit),
-                    lambda count, _, __: _both({"do": "pipe", "chunk": chunk, "slots": slots, "total": count * chunk,
-                                                "routine": routine}),
-                    each=chunk if unit == "B/s" else 1, first=16,
-                    variant=f"{routines[routine]}, {slots} slots")  # fmt: skip
+@dataclass(frozen=True)
+class CopyWay:
+    """One way to move chunks: with which routine, over how many slots."""
+
+    routine: int
+    slots: int
 
 
-def pipelines(pair: Pair, chunk: int) -> list[Subject]:
-    """Each routine over the same working set as the ring's, and over the few slots that stay in the nearest cache."""
-    slots = {max(RING_BYTES // chunk, 2), min(8, RING_BYTES // chunk)}
-    return [pipeline(pair, chunk, routine, number) for number in sorted(slots)
+class CopyLoop(BareLoop):
+    """A bare pipeline between both ends ("pipe"), or copies by the near end alone ("copy")."""
+
+    def __init__(self, pair: Pair, key: Key, do: str, way: CopyWay) -> None:
+        chunk = key.size
+        routine = pair.near.facts["routines"][way.routine]
+
+        def commands(count: int, _: int, __: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+            command = {"do": do, "tries": [_one(chunk, way, count)]}
+            return _both(command) if do == "pipe" else (command, None)
+
+        super().__init__(pair, key, commands, each=chunk if key.unit == "B/s" else 1, first=16,
+                         variant=f"{routine}, {way.slots} slots")  # fmt: skip
+        self.do = do
+        self.way = way
+
+
+def _one(chunk: int, way: CopyWay, count: int) -> dict[str, int]:
+    return {"chunk": chunk, "slots": way.slots, "routine": way.routine, "total": count * chunk}
+
+
+def pipelines(pair: Pair, chunk: int, *, name: str = "stream", unit: str = "B/s") -> list[CopyLoop]:
+    """Two loops that copy slots in and out and nothing else, the limit of a stream: each routine, over the same working
+    set as the ring's and over the few slots that stay in the nearest cache."""
+    slots = sorted({max(RING_BYTES // chunk, 2), min(8, RING_BYTES // chunk)})
+    key = Key(name, "limit", "pipeline", "core", chunk, unit)
+    return [CopyLoop(pair, key, "pipe", CopyWay(routine, number)) for number in slots
             for routine in range(len(pair.near.facts["routines"]))]
 
 
-def copies(pair: Pair, chunk: int) -> list[Subject]:
+def copies(pair: Pair, chunk: int) -> list[CopyLoop]:
     """Local copies over the same working set, each routine: for orientation, no limit, since one end does it alone."""
-    routines = pair.near.facts["routines"]
-    return [Loop(pair, Key("stream", "limit", "copy", "core", chunk, "B/s"),
-                 lambda count, _, __, routine=routine: (
-                     {"do": "copy", "chunk": chunk, "span": max(RING_BYTES, 2 * chunk), "total": count * chunk,
-                      "routine": routine}, None),
-                 each=chunk, first=16, variant=name) for routine, name in enumerate(routines)]
+    key = Key("stream", "limit", "copy", "core", chunk, "B/s")
+    return [CopyLoop(pair, key, "copy", CopyWay(routine, max(RING_BYTES // chunk, 2)))
+            for routine in range(len(pair.near.facts["routines"]))]
+
+
+def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple[list[CopyLoop], dict[str, float]]:
+    """Try each way `seconds` long, twice, all in turn. The `keep` best, and what each did at best."""
+    do, chunk, each = loops[0].do, loops[0].key.size, loops[0].each
+    counts = [max((1 << 20) // chunk, 4)] * len(loops)
+    rates = [0.0] * len(loops)
+    for _ in range(3):  # the first only says how much fits
+        if do == "pipe":
+            pair.near.ask(do="clear")
+        command = {"do": do, "tries": [_one(chunk, loop.way, count) for loop, count in zip(loops, counts, strict=True)]}
+        ran = pair.run(*(_both(command) if do == "pipe" else (command, None)))
+        found = [count / (ns / 1e9) for count, ns in zip(counts, ran.near["each"], strict=True)]
+        rates = [max(pair) for pair in zip(rates, found, strict=True)]
+        counts = [max(int(rate * seconds), 4) for rate in found]
+    order = sorted(range(len(loops)), key=lambda index: -rates[index])
+    return [loops[index] for index in order[:keep]], {loop.variant: rate * each
+                                                      for loop, rate in zip(loops, rates, strict=True)}
 
 
 def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False) -> Loop:
@@ -276,8 +312,8 @@ def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool
                 lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
                                                 "count": count, "per": per, "warm": -(-warm // per) * per,
                                                 "polls": polls}),
-                variant=("polled" if polls else "blocking") if api == "core" else "",
-                note="plain socket")  # fmt: skip
+                variant=("plain socket, polled" if polls else "plain socket") if api == "core" else "",
+                note="" if api == "core" else "plain socket")  # fmt: skip
 
 
 def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
@@ -285,7 +321,7 @@ def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
     return Loop(pair, Key("stream", path, None, api, chunk, "B/s"),
                 lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
                                               "total": count * chunk, "warm": warm * chunk}),
-                each=chunk, first=16, note="plain socket")  # fmt: skip
+                each=chunk, first=16, variant="plain socket")  # fmt: skip
 
 
 def socket_rate(pair: Pair, path: str, api: str, size: int) -> Loop:
@@ -293,4 +329,4 @@ def socket_rate(pair: Pair, path: str, api: str, size: int) -> Loop:
     return Loop(pair, Key("rate", path, None, api, size, "msg/s"),
                 lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": size,
                                               "total": count * size, "warm": warm * size}),
-                note="plain socket, one send each")  # fmt: skip
+                variant="plain socket, one send each")  # fmt: skip

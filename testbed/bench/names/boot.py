@@ -21,6 +21,8 @@ from testbed.template_build import cpu_seconds, obtain
 from testbed.vm import Vm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
 
@@ -87,13 +89,12 @@ def measure(setting: Setting, pace: Pace) -> list[Found]:
 
 
 def _found(path: str, mode: str, unit: str, samples: list[float], note: str) -> Found:
-    at = {name: percentile(samples, rank)
-          for name, rank in (("p50", 50), ("p90", 90), ("p99", 99), ("p999", 99.9), ("max", 100))}
     return Found(Row("boot", path, "vm", mode, "core", MEMORY_MIB << 20, unit, len(samples), rounds=tuple(samples),
-                     note=note, **at), None)
+                     p50=percentile(samples, 50), p90=percentile(samples, 90), p99=percentile(samples, 99),
+                     p999=percentile(samples, 99.9), max=max(samples), note=note), None)
 
 
-def percentile(samples: list[float], percent: float) -> float:
+def percentile(samples: Sequence[float], percent: float) -> float:
     """Nearest rank: always a value that was measured. `percent` from 0 to 100."""
     if not samples:
         raise ValueError("no samples")

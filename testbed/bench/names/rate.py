@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.bench.ends import SLOTS
 from testbed.bench.groups import Group
 from testbed.bench.names import Bench
-from testbed.bench.subjects import pipeline, rate, socket_rate
+from testbed.bench.subjects import pipelines, rate, socket_rate
 
 if TYPE_CHECKING:
     from testbed.bench.groups import Pace
@@ -21,13 +20,12 @@ MODES = ("poll", "doorbell", "adaptive")
 def groups(place: Place, pace: Pace) -> list[Group]:
     """One, in which all take turns."""
     del pace
-    pair, slots = place.pair, SLOTS[SIZE][2]
-    limits: list[Subject] = [pipeline(pair, SIZE, routine, slots, name="rate", unit="msg/s")
-                             for routine in range(len(pair.near.facts["routines"]))]
+    pair = place.pair
     subjects: list[Subject] = [rate(pair, mode, "core", SIZE) for mode in MODES]
     subjects += [rate(pair, mode, "python", SIZE, batch=batch) for mode in MODES for batch in (False, True)]
     subjects += [socket_rate(pair, path, api, SIZE) for path in place.sockets for api in ("core", "python")]
-    return [Group(f"messages of {SIZE} bytes one way", pair, subjects, scout=limits)]
+    limits = pipelines(pair, SIZE, name="rate", unit="msg/s")
+    return [Group(f"messages of {SIZE} bytes one way", pair, subjects, scout=[limits])]
 
 
 BENCH = Bench("rate", "messages one way", groups=groups, order=20)

@@ -37,8 +37,8 @@ def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
     subjects: list[Subject] = [bare_line(pair, size), bare_bell(pair, size)]
     subjects += [round_trip(pair, mode, api, size) for api in ("core", "python") for mode in MODES]
     for path in place.sockets:
-        subjects += [socket_round_trip(pair, path, "core", size), socket_round_trip(pair, path, "core", size, polls=True),
-                     socket_round_trip(pair, path, "python", size)]
+        subjects += [socket_round_trip(pair, path, "core", size, polls=polls) for polls in (False, True)]
+        subjects.append(socket_round_trip(pair, path, "python", size))
     if place.vms:
         near, far = place.vms
         options: list[tuple[str, ...]] = [()] if pace.quick else [(), ("--nonblocked",)]

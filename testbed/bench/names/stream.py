@@ -24,7 +24,7 @@ MODES = ("poll", "adaptive")
 def groups(place: Place, pace: Pace) -> list[Group]:
     """One for each size."""
     return [Group(f"streams in pieces of {size} bytes", place.pair, _subjects(place, size, pace),
-                  scout=[*pipelines(place.pair, size), *copies(place.pair, size)]) for size in SIZES]
+                  scout=[pipelines(place.pair, size), copies(place.pair, size)]) for size in SIZES]
 
 
 def _subjects(place: Place, size: int, pace: Pace) -> list[Subject]:
