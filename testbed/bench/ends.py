@@ -126,16 +126,30 @@ class VmEnd(End):
 
 
 class HostEnd(End):
-    """A worker as a process of this machine, on CPU `cpu` alone if one is given."""
+    """A worker as a process of this machine.
 
-    def __init__(self, run: Run, region: Region, name: str, *, cpu: int | None = None) -> None:
+    Args:
+        run: what it belongs to.
+        region: that it joins.
+        name: of the member.
+        cpu: the only one that it may run on.
+        network: descriptor of a network namespace to be in, and the address to have there.
+    """
+
+    def __init__(self, run: Run, region: Region, name: str, *, cpu: int | None = None,
+                 network: tuple[int, str] | None = None) -> None:
         super().__init__()
         self.name = name
         self._log = run.path(f"{region.name}.{name}.log")
         argv = [sys.executable, "-m", "host.measure", str(region.socket(name))]
         argv += [] if cpu is None else ["--cpu", str(cpu)]
+        fds: tuple[int, ...] = ()
+        if network is not None:
+            argv = [sys.executable, "-m", "testbed.bench.inside", str(network[0]), network[1], *argv]
+            fds = (network[0],)
         with self._log.open("wb") as log:
-            self._process = run.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
+            self._process = run.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, pass_fds=fds,
+                                      cwd=ROOT)
         self.pid = self._process.pid
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         assert self._process.stdout is not None

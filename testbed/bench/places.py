@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from host.region import RegionService
+from testbed import network as networks
 from testbed.bed import Testbed
 from testbed.bench.ends import HostEnd, Pair, VmEnd, region_spec
-from testbed.errors import VmError
+from testbed.errors import NetworkError, VmError
 from testbed.run import Run
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 Domains = Literal["process", "vm-vm", "host-vm"]
 DOMAINS: Final[tuple[Domains, ...]] = ("process", "vm-vm", "host-vm")
 VM_MIB = 512
-TCP_PORT, VSOCK_PORT = 7003, 7004
+TCP_PORT, HOST_TCP_PORT, VSOCK_PORT = 7003, 7005, 7004
+#: This machine's on the VMs' network, as far as its worker is concerned: no VM has it.
+HOST_ADDRESS = "10.77.0.254/24"
 VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 
@@ -134,13 +137,14 @@ def machines(domains: set[Domains], steps: Steps, *, accel: Wish, qemu: str) -> 
         cid = _vsock_cid() if "host-vm" in domains else None
         if cid is not None:
             specs[0] = dataclasses.replace(specs[0], extra=("-device", f"vhost-vsock-pci,guest-cid={cid}"))
+        network = stack.enter_context(networks.make(len(specs)))
         with steps.wait(f"booting {' and '.join(names)}"):
-            bed.boot(*specs, network=len(specs) > 1)
+            bed.boot(*specs, network=network)
         found = Machines(bed, [])
         if "vm-vm" in domains:
             found.places.append(stack.enter_context(_between_vms(bed)))
         if "host-vm" in domains:
-            found.places.append(stack.enter_context(_host_and_vm(bed, cid, pins[1])))
+            found.places.append(stack.enter_context(_host_and_vm(bed, network, cid, pins[1])))
         yield found
 
 
@@ -168,16 +172,26 @@ def _between_vms(bed: Testbed) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def _host_and_vm(bed: Testbed, cid: int | None, cpu: int | None) -> Iterator[Place]:
+def _host_and_vm(bed: Testbed, network: networks.Network, cid: int | None, cpu: int | None) -> Iterator[Place]:
     front = bed.vms["front"]
     region = bed.region(region_spec("host", "front"))
     with contextlib.ExitStack() as stack:
-        ends = (HostEnd(bed.run, region, "host", cpu=cpu), VmEnd(front, region.name))
-        for end in ends:
-            stack.callback(end.close)
-        place = Place(Pair("host-vm", *ends))
-        place.miss("TCP between host and VM: the VMs' network is a name space of its own that the host is "
-                            "not in")
+        inside, reason = None, ""
+        try:
+            inside = network.namespace()
+            stack.callback(os.close, inside)
+        except NetworkError as error:
+            reason = error.message
+        host = HostEnd(bed.run, region, "host", cpu=cpu, network=None if inside is None else (inside, HOST_ADDRESS))
+        stack.callback(host.close)
+        vm = VmEnd(front, region.name)
+        stack.callback(vm.close)
+        place = Place(Pair("host-vm", host, vm))
+        if inside is None:
+            place.miss(f"TCP between host and VM: {reason}")
+        else:
+            where = f"{network.members[0].address}:{HOST_TCP_PORT}"
+            place.connect("tcp", where, where)
         if cid is None:
             place.miss(f"vsock between host and VM: {_vsock_absent()}")
         else:

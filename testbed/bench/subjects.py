@@ -131,6 +131,7 @@ class Loop:
             count = max(min(count // self.per, MOST_SAMPLES), 1)
         ran = self._run(count, self.per, warm)
         done = count * self.per if self._sampled else count
+        self._ns = ran.near["ns"] / done  # so that a stall in one take does not spoil the size of the next
         unit = 1e9 / self.each if self.key.unit == "B/s" else 1e3
         taken = cost(ran, (done + warm) / unit, done / unit)
         taken.warmup = warm
