@@ -138,9 +138,11 @@ def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Fou
     if not sampled:
         values = tuple(taken.value for taken in takes if taken.value is not None)
         return Found(dataclasses.replace(row, value=statistics.median(values), rounds=values), None)
-    histogram = Histogram()
+    # As many of each round as the slowest gave: else a path that is fast in one round and slow in the next would be
+    # judged by the fast one, which gave a hundred times the samples in the same time.
+    histogram, least = Histogram(), min(map(len, sampled))
     for samples in sampled:
-        histogram.record(samples)
+        histogram.record(samples[:least])
     at = histogram.percentiles()
     rounds = tuple(float(statistics.median_low(samples)) for samples in sampled)
     return Found(dataclasses.replace(row, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999,

@@ -79,7 +79,7 @@ def _title(row: Row) -> str:
 
 
 def _round_trips(rows: list[Row], result: Result) -> Table:
-    table = _table("p50", "p90", "p99", "p99.9", "max", "limit x", "peer/this", "samples", "CPU s/1000")
+    table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples", "CPU s/1000")
     for row in rows:
         cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
@@ -87,7 +87,8 @@ def _round_trips(rows: list[Row], result: Result) -> Table:
         peer = min((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
         ours = row.path == "ivshmem"
         samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
-        table.add_row(_title(row), *cells, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
+        rounds = f"{_us(min(row.rounds))}-{_us(max(row.rounds))}"
+        table.add_row(_title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
                       f"{peer / row.figure:.1f}" if ours and peer else "", samples, _cpu(row))
     return table
 
