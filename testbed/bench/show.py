@@ -79,7 +79,8 @@ def _title(row: Row) -> str:
 
 
 def _round_trips(rows: list[Row], result: Result) -> Table:
-    table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples", "CPU s/1000")
+    table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples",
+                   "CPU s/1000")
     for row in rows:
         cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",

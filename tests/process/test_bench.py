@@ -54,6 +54,7 @@ def test_a_quick_run_is_one_json_object_and_kept(environment: dict[str, str], tm
         assert result.find("rate", "ivshmem", "process", mode, "core", 64) is not None
     for path in ("limit", "unix"):
         assert result.find("rtt", path, "process", "poll" if path == "limit" else None, "core", 64) is not None
+    assert result.find("rtt", "iceoryx2", "process", "poll", "python", 64) is not None, result.absent
     polled, rung = (result.find("rtt", "ivshmem", "process", mode, "core", 64) for mode in ("poll", "doorbell"))
     assert polled is not None
     assert rung is not None

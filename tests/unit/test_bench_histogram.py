@@ -4,12 +4,13 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.bench.histogram import HIGHEST, Histogram
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10**10), min_size=1, max_size=500))
 def test_percentiles_are_those_of_the_sorted_samples(samples: list[int]) -> None:
     histogram = Histogram()
@@ -21,6 +22,7 @@ def test_percentiles_are_those_of_the_sorted_samples(samples: list[int]) -> None
     assert at.max == ordered[-1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=200))
 def test_what_was_kept_comes_back(samples: list[int]) -> None:
     histogram = Histogram()
