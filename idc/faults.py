@@ -3,7 +3,7 @@
 Depends on idc._core and idc.errors. docs/faults.md shows how; docs/protocol.md gives the protocol. Armed by
 `Fault.arm`, or before the program starts by the environment, which is read when idc.ring is imported:
 
-    IDC_FAULT=published:3:stop python3 -m guest.measure ping --region link
+    IDC_FAULT=published:3:stop python3 -m guest.transfer send FILE --region link
 
 A stopped process goes on with SIGCONT. One fault for each process, and each fault comes once.
 """

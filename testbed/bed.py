@@ -98,12 +98,13 @@ class Testbed:
         defaults: dict[str, Any] = {"accel": self.verdict.accel, "qemu": self._qemu, "memory": Memory(memory_mib)}
         return VmSpec.from_image(name, self.image, **(defaults | fields))
 
-    def boot(self, *vms: str | VmSpec, network: bool = False) -> list[Vm]:
+    def boot(self, *vms: str | VmSpec, network: bool | networks.Network = False) -> list[Vm]:
         """Boot or clone VMs, all at the same time, and wait until they are ready. A name stands for `spec(name)`.
 
         Args:
             vms: what to boot.
-            network: give each an interface on one network of their own; see `testbed.network`.
+            network: give each an interface on one network of their own, or on this one, which has a member for each and
+                which the caller closes; see `testbed.network`.
 
         Raises:
             VmError: one did not boot; none of them is left running then.
@@ -114,7 +115,8 @@ class Testbed:
         with contextlib.ExitStack() as stack:
             if network:
                 # QEMU has its own copies of the descriptors once it runs
-                self.network = stack.enter_context(networks.make(len(specs)))
+                self.network = (network if isinstance(network, networks.Network) else
+                                stack.enter_context(networks.make(len(specs))))
                 specs = [dataclasses.replace(spec, nics=(*spec.nics, member.nic), ip=member.ip)
                          for spec, member in zip(specs, self.network.members, strict=True)]
             booted = start_all([self._vm(spec) for spec in specs])

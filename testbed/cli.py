@@ -55,7 +55,7 @@ app.command()(cli_look.bundle)
 app.add_typer(cli_up.config, name="config")
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_snapshot.app, name="snapshot")
-app.add_typer(cli_bench.app, name="bench")
+app.command()(cli_bench.bench)
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]
 Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")]

@@ -1,7 +1,7 @@
 """`testbed demo`: two VMs, one shared region, a real file there and back, and the same over TCP.
 
 Measures in turn (shared memory, TCP, shared memory, TCP) in the same two VMs; what is printed and what is in the
-JSON are the same objects. Depends on `testbed.bed`, `testbed.transfer` and rich.
+JSON are the same objects. Depends on `testbed.bed`, `testbed.transfer`, `testbed.bench` and rich.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.bed import Testbed
+from testbed.bench.groups import QUICK, Group, measure
+from testbed.bench.peers import Iperf, Sockperf
+from testbed.bench.places import vm_pair
+from testbed.bench.subjects import round_trip, stream
 from testbed.errors import SpecError, TestbedError
 from testbed.qemu_args import DEFAULT_QEMU
 from testbed.transfer import OverRegion, OverTcp, Transferred, file_size, transfer
@@ -28,19 +32,18 @@ if TYPE_CHECKING:
 
     from host.region import Region
     from testbed.accel import Wish
+    from testbed.bench.subjects import Subject
     from testbed.progress import Steps
     from testbed.qemu_args import VmSpec
     from testbed.vm import Vm
 
-SOCKPERF_PORT, SOCKPERF_SECONDS = 7001, 2
-IPERF_SECONDS = 2
-MESSAGE_BYTES = 64
+MESSAGE_BYTES, STREAM_CHUNK = 64, 64 << 10
 #: Guest memory beyond twice the file (the sent and the returned one live in a tmpfs of half of it), MiB.
 SPARE_MIB = 256
 
 
 class DemoFailed(TestbedError):
-    """A measurement of the demo did not come out; the message has what the guest said."""
+    """What arrived is not what was sent."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,8 @@ def run(file: Path | None, steps: Steps, *, accel: Wish = "auto", qemu: str = DE
         with steps.bar(f"{source.name} into front", size) as bar:
             front.copy_to(source, sent, progress=lambda done, _: bar(done))
         _files(report, front, back, (sent, copy, returned), link, bed, steps)
-        with steps.wait(f"{MESSAGE_BYTES}-byte round trips and a stream through shared memory"):
-            _measure_region(report, front, back, link)
-        with steps.wait("the same over TCP (sockperf, iperf3)"):
-            _measure_tcp(report, front, back, bed.network.members[1].address)
+        with steps.wait(f"{MESSAGE_BYTES}-byte round trips and a stream, and TCP's (sockperf, iperf3)"):
+            _measure(report, bed, front, back)
         return report
 
 
@@ -188,44 +189,20 @@ def _same_file(report: Report, done: Transferred) -> None:
         raise DemoFailed(f"{done.source} sent {done.sha256}, but the file has {report.sha256}")
 
 
-def _measure_region(report: Report, front: Vm, back: Vm, link: Region) -> None:
-    command = ["python3", "-m", "guest.measure"]
-    echo = back.spawn([*command, "echo", "--region", link.name])
-    output = front.succeed([*command, "ping", "--region", link.name, "--size", str(MESSAGE_BYTES)], timeout=120)
-    echo.wait(30)
-    for line in map(json.loads, output.splitlines()):
-        if "error" in line:
-            raise DemoFailed(f"measuring over region {link.name}: {line['error']}")
-        fields = {"mode": None} | line
-        report.results.append(Row(path="ivshmem", **fields))
-
-
-def _measure_tcp(report: Report, front: Vm, back: Vm, address: str) -> None:
-    server = back.spawn(f"sockperf sr --tcp -i {address} -p {SOCKPERF_PORT}")
-    back.wait_until_succeeds(f"ss -Hltn sport = {SOCKPERF_PORT} | grep -q .")
-    text = front.succeed(f"sockperf ping-pong --tcp -i {address} -p {SOCKPERF_PORT} -m {MESSAGE_BYTES} "
-                         f"-t {SOCKPERF_SECONDS} --full-rtt", timeout=60)
-    server.kill()
-    report.results.append(parse_sockperf(text))
-    server = back.spawn("iperf3 --server --one-off")
-    back.wait_until_succeeds("ss -Hltn sport = 5201 | grep -q .")
-    text = front.succeed(f"iperf3 --client {address} --time {IPERF_SECONDS} --omit 1 --json", timeout=60)
-    server.wait(30)
-    rate = json.loads(text)["end"]["sum_received"]["bits_per_second"] / 8
-    report.results.append(Row("stream", "tcp", None, 128 << 10, "B/s", 1, value=rate, note="iperf3"))
-
-
-def parse_sockperf(text: str) -> Row:
-    """Percentiles of `sockperf ping-pong --full-rtt`, which are in microseconds."""
-    found = dict(re.findall(r"percentile (\d+\.\d+) =\s*(\d+\.\d+)", text))
-    most = re.search(r"<MAX> observation =\s*(\d+\.\d+)", text)
-    count = re.search(r"Total (\d+) observations", text)
-    wanted = ("50.000", "90.000", "99.000", "99.900")
-    if most is None or count is None or not set(wanted) <= found.keys():
-        raise DemoFailed(f"sockperf said nothing of percentiles:\n{text[-1000:]}")
-    p50, p90, p99, p999 = (float(found[key]) * 1000 for key in wanted)
-    return Row("rtt", "tcp", None, MESSAGE_BYTES, "ns", int(count.group(1)), note="sockperf",
-               p50=p50, p90=p90, p99=p99, p999=p999, max=float(most.group(1)) * 1000)
+def _measure(report: Report, bed: Testbed, front: Vm, back: Vm) -> None:
+    """Round trips and a stream through shared memory, and TCP's, in turn; see `testbed.bench`."""
+    assert bed.network is not None
+    address = bed.network.members[1].address
+    with vm_pair(bed, front, back) as pair:
+        subjects: list[Subject] = [round_trip(pair, mode, "core", MESSAGE_BYTES) for mode in _MODES]
+        subjects += [stream(pair, "adaptive", "core", STREAM_CHUNK), Sockperf(front, back, address, MESSAGE_BYTES),
+                     Iperf(front, back, address, STREAM_CHUNK)]
+        found = measure(Group("round trips and streams", pair, subjects), QUICK)
+    for row in (each.row for each in found):
+        mode = row.mode if row.name == "rtt" else None
+        report.results.append(Row(row.name, row.path, mode, row.size, row.unit, row.samples, value=row.value,
+                                  per=row.per, p50=row.p50, p90=row.p90, p99=row.p99, p999=row.p999, max=row.max,
+                                  late=row.late, note=row.variant))  # fmt: skip
 
 
 # -- printing

@@ -3,7 +3,7 @@
     link = bed.link(front, back, doorbells=Doorbells(drop=0.2, delay=(0.0, 0.01), seed=7))
     bed.doorbells(link.name)["front", "back"].dropped
     with back.starve(0.25, seed=7): ...
-    front.spawn("python3 -m guest.measure ping --region link", env=Fault(Point.PUBLISHED, 3, Action.KILL).env)
+    front.spawn("python3 -m guest.transfer send FILE --region link", env=Fault(Point.PUBLISHED, 3, Action.KILL).env)
 
 A VM's own faults are its methods: crash, pause, resume, starve. Depends on host.ivshmem.detour, host.region,
 idc.layout and idc.faults.

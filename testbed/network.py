@@ -37,9 +37,11 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
 _TUNSETVNETHDRSZ = 0x400454D8
+_TUNGETDEVNETNS = 0x54E3
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _VNET_HEADER = 12  # struct virtio_net_hdr_mrg_rxbuf
 _CHILD_SECONDS = 30.0
+BRIDGE = "br0"
 _PREFIX = "10.77"
 TAP_MTU = 65521
 """65535 less what virtio-net and the TAP put in front, rounded; both ends of TCP then fill their largest segments."""
@@ -76,6 +78,18 @@ class Network:
     def description(self) -> str:
         """One line: what it is, with which options, and why not something stronger."""
         return f"{self.kind} ({self.options})" + (f"; {self.reason}" if self.reason else "")
+
+    def namespace(self) -> int:
+        """A descriptor of the network namespace that the bridge is in; the caller closes it.
+
+        Raises NetworkError: there is none, or this user may not look into it.
+        """
+        if self.kind != "tap":
+            raise NetworkError(f"a network of kind {self.kind} has no bridge")
+        try:
+            return fcntl.ioctl(self._fds[0], _TUNGETDEVNETNS)
+        except OSError as error:
+            raise NetworkError(f"this user may not enter the network's name space: {error.strerror}") from error
 
     def close(self) -> None:
         """Let go of the descriptors. Again: nothing."""
@@ -152,8 +166,8 @@ def _child(count: int, mtu: int) -> dict[str, object]:
 
     fds: list[int] = []
     with IPRoute() as ip:
-        ip.link("add", ifname="br0", kind="bridge", br_stp_state=0)
-        bridge = ip.link_lookup(ifname="br0")[0]
+        ip.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0)
+        bridge = ip.link_lookup(ifname=BRIDGE)[0]
         for index in range(count):
             name = f"tap{index}"
             fds.append(_open_tap(name))

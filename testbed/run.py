@@ -115,17 +115,19 @@ class Run:
         self,
         argv: Sequence[str],
         *,
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
         stdout: IO[bytes] | int | None = None,
         stderr: IO[bytes] | int | None = None,
         pass_fds: Sequence[int] = (),
         cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a process of this run: marked with the id, away from the terminal's Ctrl-C, with no standard input."""
+        """Start a process of this run: marked with the id, away from the terminal's Ctrl-C, by default with no standard
+        input."""
         if self._closed:
             raise RunError(f"run {self.id} is closed; {argv[0]} was not started")
         process = subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             pass_fds=tuple(pass_fds),

@@ -18,7 +18,7 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "idc" / "core"
-SOURCES = ("ring.c", "wait.c", "copy.c", "loops.c", "fault.c")
+SOURCES = ("ring.c", "wait.c", "copy.c", "loops.c", "paced.c", "sockets.c", "fault.c")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla", "-Werror")
 CFLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-pthread", *WARNINGS)

@@ -188,5 +188,20 @@ int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64
 /* ns for `rounds` copies of `chunk` bytes that walk through both areas of `span` bytes. */
 int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds);
 
+/* --- paced.c --- */
+int64_t idc_loop_clock(uint64_t n); /* ns for n readings of the clock */
+/* n messages one way, as fast as they go. */
+int64_t idc_loop_send(struct idc_ring *tx, uint64_t len, uint64_t n, int64_t spin_ns, uint64_t deadline);
+int64_t idc_loop_receive(struct idc_ring *rx, uint64_t n, int64_t spin_ns, uint64_t deadline);
+/* Round trips due every interval_ns, each measured from when it was due. The other end: idc_loop_echo. */
+int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
+                       uint64_t interval_ns, int64_t spin_ns, uint64_t deadline);
+/* --- sockets.c --- */
+int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per, int polls,
+                         uint64_t deadline);
+int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline);
+int64_t idc_loop_fd_out(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
+int64_t idc_loop_fd_in(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
+
 /* cdef end */
 #endif

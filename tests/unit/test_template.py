@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.bench_boot import percentile
+from testbed.bench.names.boot import percentile
 from testbed.errors import SpecError, TemplateError
 from testbed.qemu_args import Disk, Memory, Nic, VmSpec, Wiring, clone_args, clone_nic, qemu_args
 from testbed.template import MANIFEST, RAM, STATE, Store, Template, identity_of, key_of, machine_of, why_cold

@@ -1,0 +1,1 @@
+"""What measures: native loops, the same through the Python API, and the worker that runs them at either end."""

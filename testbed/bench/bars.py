@@ -1,0 +1,121 @@
+"""What the figures must show, judged from a result and nothing else: `judge(result)`. Pure.
+
+Each bar compares two rows of one run. One that this run has no rows for is open: neither held nor failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.bench.rows import Result, Row
+
+MAIN = 64 << 10
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One demand.
+
+    Attributes:
+        what: in words.
+        need: bound of `ratio`: the figure by what it is measured against.
+        sense: whether the ratio may be at most or must be at least that.
+        ratio: of two figures; None if one of them was not measured.
+    """
+
+    what: str
+    need: float
+    sense: Literal["<=", ">="]
+    ratio: Callable[[Result], float | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar and what became of it: `held` is None where it is open."""
+
+    bar: Bar
+    have: float | None
+    held: bool | None
+
+
+RowKey = tuple[str, str, str | None, str, int]
+
+
+def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> Callable[[Result], float | None]:
+    """The figure of one row by that of another; of several, by the best of those that were measured.
+
+    With `variants`, by the best of those ways to the other row whose names start so, and not by the row's own.
+    """
+
+    def ratio(result: Result) -> float | None:
+        row = _find(result, above, domains)
+        others = [found for key in below if (found := _find(result, key, domains)) is not None]
+        if row is None or not others:
+            return None
+        figures = [figure for other in others for figure in _figures(other, variants)]
+        if not figures:
+            return None
+        return row.figure / (min(figures) if row.unit == "ns" else max(figures))
+
+    return ratio
+
+
+def _figures(row: Row, variants: str) -> list[float]:
+    tried = row.variants or {row.variant: row.figure}
+    return [figure for name, figure in tried.items() if name.startswith(variants)] if variants else [row.figure]
+
+
+def _find(result: Result, key: RowKey, domains: str) -> Row | None:
+    name, path, mode, api, size = key
+    return result.find(name, path, domains, mode, api, size)
+
+
+def _rtt(mode: str | None, *, path: str = "ivshmem", api: str = "core", name: str = "rtt") -> RowKey:
+    return (name, path, mode, api, 64)
+
+
+def _stream(path: str, mode: str | None, api: str = "core") -> RowKey:
+    return ("stream", path, mode, api, MAIN)
+
+
+def _adaptive(name: str, words: str, api: str = "core") -> Bar:
+    rows = [_rtt(mode, name=name, api=api) for mode in ("adaptive", "poll", "doorbell")]
+    return Bar(f"vm-vm: {api} adaptive by the better of polled and doorbell, {words}", 2.0, "<=",
+               _ratio(*rows, domains="vm-vm"))
+
+
+BARS = (
+    Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
+        _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
+    Bar("vm-vm: core by doorbell 64 B by the bare doorbell", 1.3, "<=",
+        _ratio(_rtt("doorbell"), _rtt("doorbell", path="limit"), domains="vm-vm")),
+    _adaptive("rtt", "light load"),
+    _adaptive("rtt-busy", "both VMs busy"),
+    _adaptive("rtt", "light load", "python"),
+    Bar("vm-vm: Python polled 64 B by Python's TCP echo", 0.1, "<=",
+        _ratio(_rtt("poll", api="python"), _rtt(None, path="tcp", api="python"), domains="vm-vm")),
+    Bar("vm-vm: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
+        _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="vm-vm")),
+    Bar("vm-vm: core stream 64 KiB by iperf3", 15.0, ">=",
+        _ratio(_stream("ivshmem", "poll"), _stream("tcp", None), domains="vm-vm", variants="iperf3")),
+    Bar("vm-vm: Python stream 64 KiB by Python's TCP stream", 10.0, ">=",
+        _ratio(_stream("ivshmem", "poll", "python"), _stream("tcp", None, "python"), domains="vm-vm")),
+    Bar("process: core polled 64 B by the bare cache line", 1.5, "<=",
+        _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="process")),
+    Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
+        _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
+)
+
+
+def judge(result: Result) -> list[Verdict]:
+    """Each bar against the rows of one run."""
+    verdicts = []
+    for bar in BARS:
+        have = bar.ratio(result)
+        held = None if have is None else have <= bar.need if bar.sense == "<=" else have >= bar.need
+        verdicts.append(Verdict(bar, have, held))
+    return verdicts

@@ -1,0 +1,82 @@
+"""What a figure is worth nothing without: machine, kernels, QEMU, versions. Depends on `testbed.bed`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from testbed.bench.places import guest_mapping, places_for_each
+
+if TYPE_CHECKING:
+    from testbed.bed import Testbed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def of_host() -> dict[str, Any]:
+    """This machine and this tree."""
+    return {"system": platform.platform(), "kernel": platform.release(), "machine": platform.machine(),
+            "cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0)), "memory_mib": _memory_mib(),
+            "load_before": os.getloadavg()[0], "hypervisor": _hypervisor(),
+            "pinning": _pinning(), "python": platform.python_version(), **commit()}  # fmt: skip
+
+
+def of_testbed(bed: Testbed) -> dict[str, Any]:
+    """QEMU, guest, network, mapping."""
+    vm = next(iter(bed.vms.values()))
+    facts: dict[str, Any] = {"qemu": _qemu_version(vm.spec.qemu), "guest_kernel": vm.info.kernel,
+                             "guest_python": vm.info.python, "guest_cpu": vm.spec.cpu_model,
+                             "mapping": f"VFIO, BAR 2, {guest_mapping(vm)} in the guest"}  # fmt: skip
+    if bed.network is not None:
+        member = bed.network.members[0]
+        facts |= {"network": bed.network.description, "netdev": re.sub(r"fd=\d+", "fd=N", member.nic.netdev),
+                  "mtu": member.nic.mtu, "offloads": _offloads(bed)}
+    return facts
+
+
+def commit() -> dict[str, Any]:
+    """Commit of this tree, and whether it holds changes; "" where it is no clone."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True,
+                                 text=True, check=False)
+    except FileNotFoundError:
+        return {"commit": "", "dirty": False}
+    return {"commit": name.stdout.strip() if name.returncode == 0 else "", "dirty": bool(changed.stdout.strip())}
+
+
+def cpu_model() -> str:
+    """Of this machine."""
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found.group(1) if found else platform.machine()
+
+
+def _hypervisor() -> bool:
+    """Whether this machine is a virtual one itself."""
+    return re.search(r"^flags\s*:.*\bhypervisor\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE) is not None
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def _pinning() -> str:
+    near, far = places_for_each()
+    return "none" if near is None else f"near end on CPU {near}, far end on CPU {far}; QEMU's other threads anywhere"
+
+
+def _qemu_version(qemu: str) -> str:
+    return subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _offloads(bed: Testbed) -> str:
+    """What the guest's interface came to agree on."""
+    vm = next(iter(bed.vms.values()))
+    features = vm.succeed("cat /sys/class/net/e*/device/features").strip()
+    names = {0: "csum", 1: "guest_csum", 3: "mtu", 7: "guest_tso4", 11: "host_tso4", 15: "mrg_rxbuf"}
+    return ", ".join(name for bit, name in names.items() if features[bit : bit + 1] == "1")

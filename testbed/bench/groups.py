@@ -1,0 +1,161 @@
+"""Measures subjects in turn, A B A B, and makes rows of what was taken.
+
+What is compared is in one group: all its subjects get their takes in the same turns, so that the machine's drift hits
+each of them. Depends on `testbed.bench.subjects` and `testbed.bench.histogram`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from testbed.bench.errors import BenchFailed
+from testbed.bench.histogram import Histogram
+from testbed.bench.rows import Row
+from testbed.bench.subjects import Key, Subject, Taken, scout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from testbed.bench.ends import Pair
+    from testbed.bench.subjects import CopyLoop
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure.
+
+    Attributes:
+        rounds: turns.
+        seconds: of one take.
+        scout_seconds: of one try of each way to copy.
+        kept: how many of those ways go on into the turns.
+        quick: whether this is the quick run.
+    """
+
+    rounds: int
+    seconds: float
+    scout_seconds: float
+    kept: int
+    quick: bool
+
+
+QUICK = Pace(2, 0.08, 0.005, 1, quick=True)
+FULL = Pace(5, 0.15, 0.03, 2, quick=False)
+
+
+@dataclass
+class Group:
+    """Subjects measured in turn between the ends of one pair.
+
+    Attributes:
+        title: for the reader who waits.
+        pair: the ends; None only for boots.
+        subjects: in the order of their turns.
+        during: a context that is entered while they are measured: a load, for one.
+        scout: ways to copy, for one row each, of which there are too many: all are tried shortly, the best take turns.
+    """
+
+    title: str
+    pair: Pair
+    subjects: list[Subject]
+    during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    scout: list[list[CopyLoop]] = field(default_factory=list)
+
+
+@dataclass
+class Found:
+    """A row, with the histogram that its percentiles are of; None for a value."""
+
+    row: Row
+    histogram: Histogram | None
+
+
+def measure(group: Group, pace: Pace) -> list[Found]:
+    """All turns of one group. Raises BenchFailed, with the row's name, when a subject fails."""
+    with group.during():
+        subjects, tried = list(group.subjects), {}
+        for ways in group.scout:
+            best, tried[ways[0].key] = scout(group.pair, ways, pace.scout_seconds, pace.kept)
+            subjects += best
+        warm = {id(subject): _named(subject, group.pair, subject.prepare, pace.seconds) for subject in subjects}
+        _same_samples(subjects)
+        takes: dict[int, list[Taken]] = {id(subject): [] for subject in subjects}
+        for _ in range(pace.rounds):
+            for subject in subjects:
+                takes[id(subject)].append(_named(subject, group.pair, subject.take, pace.seconds))
+    found = []
+    for variants in _by_key(subjects).values():
+        rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)]) for subject in variants]
+        found.append(_best(rows, tried.get(variants[0].key, {})))
+    return found
+
+
+def _named(subject: Subject, pair: Pair, call: Callable[[float], T], seconds: float) -> T:
+    try:
+        return call(seconds)
+    except BenchFailed as error:
+        key = subject.key
+        words = (key.name, key.path, pair.domains, key.mode, key.api, f"{key.size} bytes", subject.variant)
+        raise BenchFailed(f"{' '.join(word for word in words if word)}: {error.message}") from error
+
+
+def _by_key(subjects: list[Subject]) -> dict[Key, list[Subject]]:
+    found: dict[Key, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        found[subject.key].append(subject)
+    return found
+
+
+def _same_samples(subjects: list[Subject]) -> None:
+    """Where the clock is too slow for single round trips, all of the group that need it share the same mean."""
+    per = max((subject.per for subject in subjects), default=1)
+    for subject in subjects:
+        if subject.per > 1:
+            subject.per = per
+
+
+def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Found:
+    key = subject.key
+    costs = [taken for taken in takes if taken.cpu_s is not None]
+    row = Row(
+        name=key.name, path=key.path, domains=pair.domains, mode=key.mode, api=key.api, size=key.size, unit=key.unit,
+        samples=len(takes), variant=subject.variant, note=subject.note,
+        cpu_s=statistics.fmean(taken.cpu_s or 0.0 for taken in costs) if costs else None,
+        cpu={place: statistics.fmean(taken.cpu[place] for taken in costs) for place in costs[0].cpu} if costs else {},
+        warmup=prepared + sum(taken.warmup for taken in takes), late=sum(taken.late for taken in takes),
+        offered=next((taken.offered for taken in takes if taken.offered), None),
+    )  # fmt: skip
+    sampled = [taken.samples for taken in takes if taken.samples is not None]
+    if not sampled:
+        values = tuple(taken.value for taken in takes if taken.value is not None)
+        return Found(dataclasses.replace(row, value=statistics.median(values), rounds=values), None)
+    # As many of each round as the slowest gave: else a path that is fast in one round and slow in the next would be
+    # judged by the fast one, which gave a hundred times the samples in the same time.
+    histogram, least = Histogram(), min(map(len, sampled))
+    for samples in sampled:
+        histogram.record(samples[:least])
+    at = histogram.percentiles()
+    rounds = tuple(float(statistics.median_low(samples)) for samples in sampled)
+    return Found(dataclasses.replace(row, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999,
+                                     max=at.max, rounds=rounds, per=subject.per, clock_ns=pair.clock_ns), histogram)
+
+
+def _best(found: list[Found], tried: dict[str, float]) -> Found:
+    """The best variant, which names the others."""
+    if found[0].row.unit == "ns":
+        best = min(found, key=lambda each: each.row.figure)
+    else:
+        best = max(found, key=lambda each: each.row.figure)
+    figures = tried | {each.row.variant: each.row.figure for each in found if each.row.variant}
+    if len(figures) < 2:
+        return best
+    return Found(dataclasses.replace(best.row, variants=figures), best.histogram)

@@ -1,0 +1,49 @@
+"""Round trips: polled, by doorbell, adaptive; beside the bare cache line, the bare doorbell, and the peers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from testbed.bench.groups import Group
+from testbed.bench.iceoryx import iceoryx
+from testbed.bench.names import Bench
+from testbed.bench.peers import Sockperf
+from testbed.bench.subjects import OpenLoop, bare_bell, bare_line, round_trip, socket_round_trip
+
+if TYPE_CHECKING:
+    from testbed.bench.groups import Pace
+    from testbed.bench.places import Place
+    from testbed.bench.subjects import Subject
+
+SIZES = (64, 4096)
+MODES = ("poll", "doorbell", "adaptive")
+
+
+def groups(place: Place, pace: Pace) -> list[Group]:
+    """One for each size, in which all modes and peers take turns; then by timetable; then with busy VMs."""
+    pair = place.pair
+    found = [Group(f"round trips of {size} bytes", pair, _closed(place, size, pace)) for size in SIZES]
+    found.append(Group("round trips by a timetable", pair, [OpenLoop(pair, mode, 64) for mode in MODES]))
+    if place.vms:
+        busy = "rtt-busy"
+        subjects: list[Subject] = [bare_line(pair, 64, name=busy), bare_bell(pair, 64, name=busy),
+                                   *(round_trip(pair, mode, "core", 64, name=busy) for mode in MODES)]
+        found.append(Group("round trips with both VMs busy", pair, subjects, during=place.busy))
+    return found
+
+
+def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
+    pair = place.pair
+    subjects: list[Subject] = [bare_line(pair, size), bare_bell(pair, size)]
+    subjects += [round_trip(pair, mode, api, size) for api in ("core", "python") for mode in MODES]
+    for path in place.sockets:
+        subjects += [socket_round_trip(pair, path, "core", size, polls=polls) for polls in (False, True)]
+        subjects.append(socket_round_trip(pair, path, "python", size))
+    if place.vms:
+        near, far = place.vms
+        options: list[tuple[str, ...]] = [()] if pace.quick else [(), ("--nonblocked",)]
+        subjects += [Sockperf(near, far, place.address, size, *option) for option in options]
+    return subjects if pace.quick and size != SIZES[0] else [*subjects, *iceoryx(place, "rtt", size)]
+
+
+BENCH = Bench("rtt", "round trips of messages", groups=groups, order=10)

@@ -1,0 +1,43 @@
+"""Streams: copied in by the sender, copied out by the receiver, every byte; beside a bare copy pipeline and peers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from testbed.bench.groups import Group
+from testbed.bench.iceoryx import iceoryx
+from testbed.bench.names import Bench
+from testbed.bench.peers import Iperf
+from testbed.bench.subjects import copies, pipelines, socket_stream, stream
+
+if TYPE_CHECKING:
+    from testbed.bench.groups import Pace
+    from testbed.bench.places import Place
+    from testbed.bench.subjects import Subject
+
+SIZES = (64, 1024, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
+#: What the bars are about, and what the quick run has the slow peers for.
+MAIN = 64 << 10
+MODES = ("poll", "adaptive")
+
+
+def groups(place: Place, pace: Pace) -> list[Group]:
+    """One for each size."""
+    return [Group(f"streams in pieces of {size} bytes", place.pair, _subjects(place, size, pace),
+                  scout=[pipelines(place.pair, size), copies(place.pair, size)]) for size in SIZES]
+
+
+def _subjects(place: Place, size: int, pace: Pace) -> list[Subject]:
+    pair = place.pair
+    modes = ("poll",) if pace.quick and size != MAIN else MODES
+    subjects: list[Subject] = [stream(pair, mode, api, size) for api in ("core", "python") for mode in modes]
+    subjects += [socket_stream(pair, path, api, size) for path in place.sockets for api in ("core", "python")]
+    if pace.quick and size != MAIN:
+        return subjects
+    if place.vms:
+        near, far = place.vms
+        subjects += [Iperf(near, far, place.address, size, *options) for options in ((), ("--zerocopy",))]
+    return [*subjects, *iceoryx(place, "stream", size)]
+
+
+BENCH = Bench("stream", "bytes one way", groups=groups, order=30)

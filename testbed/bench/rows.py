@@ -1,0 +1,151 @@
+"""What a benchmark finds, as data: the JSON of `testbed bench --json` and the rows of its tables.
+
+Pure; pydantic checks what comes back from a file. The fields up to `cpu_s` are the interface that others read; the rest
+says how a figure came to be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from testbed.errors import SpecError
+
+#: Version of the JSON; raised when a field changes its meaning.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured. Round trips in ns with percentiles, everything else a `value` in its `unit`.
+
+    Attributes:
+        name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
+            shared with a burner), "rate", "stream", "boot".
+        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2".
+        domains: "vm-vm", "host-vm", "process"; "vm" for boots.
+        mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer.
+        api: "core" (loops in C) or "python".
+        size: bytes of a message, or of one write of a stream.
+        unit: "ns", "msg/s", "B/s" and, of boots, "s", "MiB", "%".
+        samples: recorded in the histogram; of a `value`, the rounds it is the median of.
+        p50, p90, p99, p999, max: of all samples of all rounds.
+        value: the median of the rounds.
+        cpu_s: processor seconds of both ends, QEMUs included, as the host counts them: for 1,000 operations (rtt and
+            rate), for a GB (stream). None where it was too short to count.
+        per: round trips in one sample, which is their mean. 1: a sample is one round trip.
+        clock_ns: what one reading of the clock costs at the end that keeps the time; part of each sample.
+        warmup: operations before, thrown away.
+        rounds: p50 or value of each round, in the order they were taken.
+        variant: which of several ways this is, where several were tried: the best one.
+        variants: all that were tried, with p50 or value.
+        cpu: the same processor seconds by place: near and far (the ends' own processes, as they count themselves)
+            and host_near, host_far (the whole QEMU or process, as the host counts).
+        offered: operations a second that were asked for ("rtt-open").
+        late: times that progress was found by the safety recheck and no doorbell; 0 unless one was lost.
+        note: what a reader must know.
+    """
+
+    name: str
+    path: str
+    domains: str
+    mode: str | None
+    api: str
+    size: int
+    unit: str
+    samples: int
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    p999: float | None = None
+    max: float | None = None
+    value: float | None = None
+    cpu_s: float | None = None
+    per: int = 1
+    clock_ns: float | None = None
+    warmup: int = 0
+    rounds: tuple[float, ...] = ()
+    variant: str = ""
+    variants: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+    offered: float | None = None
+    late: int = 0
+    note: str = ""
+
+    @property
+    def figure(self) -> float:
+        """p50 of a row with percentiles, else the value."""
+        found = self.p50 if self.p50 is not None else self.value
+        assert found is not None, "one of the two is always there"
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what was not measured is absent, but a mode of None is one."""
+        return {key: value for key, value in dataclasses.asdict(self).items()
+                if key == "mode" or value not in (None, "", (), {})}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Attributes:
+        accel: "tcg" or "kvm"; "none" where no VM took part.
+        accel_reason: why that one.
+        host: the machine and what ran on it; see `testbed.bench.facts`.
+        results: the rows.
+        quick: whether each row was only touched.
+        started: UTC, ISO 8601.
+        seconds: that the run took.
+        absent: peers and rows that could not be measured here, and why.
+        schema: version of this object.
+    """
+
+    accel: str
+    host: dict[str, Any]
+    results: tuple[Row, ...]
+    accel_reason: str = ""
+    quick: bool = False
+    started: str = ""
+    seconds: float = 0.0
+    absent: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def as_json(self) -> str:
+        """The object as text."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return json.dumps(fields | {"results": [row.as_dict() for row in self.results]}, indent=1)
+
+    def find(self, name: str, path: str, domains: str, mode: str | None, api: str, size: int | None) -> Row | None:
+        """The row with these, if it was measured; `size` None takes any."""
+        for row in self.results:
+            same = (row.name, row.path, row.domains, row.mode, row.api) == (name, path, domains, mode, api)
+            if same and size in (None, row.size):
+                return row
+        return None
+
+
+_ADAPTER = TypeAdapter(Result)
+
+
+def parse(text: str, source: str) -> Result:
+    """A result from its JSON. Raises SpecError that names `source` and the field at fault."""
+    try:
+        result = _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise SpecError(f"{source} is no result of `testbed bench`: {where}: {first['msg']}") from error
+    for index, row in enumerate(result.results):
+        if (row.p50 is None) == (row.value is None):
+            raise SpecError(f"{source} is no result of `testbed bench`: results.{index} needs percentiles or a value")
+    return result
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a result."""
+    return _ADAPTER.json_schema()

@@ -1,0 +1,95 @@
+"""A whole run: every name at every place, and what it found. Depends on the rest of `testbed.bench`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from testbed.bench import facts, groups, places
+from testbed.bench.names import Bench, load
+from testbed.bench.rows import Result
+from testbed.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from testbed.bench.groups import Found, Pace
+    from testbed.bench.places import Domains, Place
+    from testbed.bench.setting import Setting
+
+
+@dataclass
+class _Run:
+    """What has been found so far."""
+
+    setting: Setting
+    pace: Pace
+    host: dict[str, Any]
+    found: list[Found] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    accel: str = "none"
+    reason: str = "no VM took part"
+
+
+def chosen(names: Sequence[str]) -> list[Bench]:
+    """The names that are meant; none: all that run by default. Raises SpecError for one that there is not."""
+    known = load()
+    for name in names:
+        if name not in known:
+            raise SpecError(f"no benchmark is called {name!r}", hint=f"there are {', '.join(known)}")
+    return [bench for bench in known.values() if (bench.name in names if names else bench.default)]
+
+
+def run(setting: Setting) -> tuple[Result, list[Found]]:
+    """Measure. The rows of the result are those found, which have their histograms too.
+
+    Raises:
+        SpecError: a name that there is not.
+        BenchFailed: a measurement did not come out; everything that was started is ended.
+        TestbedError: whatever else can happen to VMs.
+    """
+    benches = chosen(setting.names)
+    pace = groups.QUICK if setting.quick else groups.FULL
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    state = _Run(setting, pace, facts.of_host())
+    placed = [bench for bench in benches if bench.groups is not None]
+    # Apart from the VMs: an idle one still takes some of the processors that the processes are on.
+    if placed and "process" in setting.domains:
+        with places.processes() as place:
+            _note_ends(state, place)
+            _at(place, placed, state)
+    virtual: set[Domains] = {domains for domains in setting.domains if domains != "process"}
+    if placed and virtual:
+        with places.machines(virtual, setting.steps, accel=setting.accel, qemu=setting.qemu) as found:
+            verdict = found.bed.verdict
+            state.accel, state.reason = verdict.accel, verdict.reason
+            state.host |= facts.of_testbed(found.bed)
+            for place in found.places:
+                _note_ends(state, place)
+                _at(place, placed, state)
+    for bench in benches:
+        if bench.alone is not None:
+            state.found += bench.alone(setting, pace)
+    result = Result(accel=state.accel, accel_reason=state.reason, host=state.host, quick=setting.quick, started=started,
+                    results=tuple(each.row for each in state.found), absent=tuple(state.absent),
+                    seconds=round(time.monotonic() - began, 1))  # fmt: skip
+    return result, state.found
+
+
+def _at(place: Place, benches: list[Bench], state: _Run) -> None:
+    for bench in benches:
+        assert bench.groups is not None
+        for group in bench.groups(place, state.pace):
+            with state.setting.steps.wait(f"{place.pair.domains}: {group.title}"):
+                state.found += groups.measure(group, state.pace)
+    state.absent += place.absent
+
+
+def _note_ends(state: _Run, place: Place) -> None:
+    """What both ends said of themselves."""
+    near, far = place.pair.near.facts, place.pair.far.facts
+    keep = ("kernel", "clock", "clock_ns", "mapping", "chosen", "routines", "cpu")
+    ends = state.host.setdefault("ends", {})
+    ends[place.pair.domains] = {"near": {key: near[key] for key in keep}, "far": {key: far[key] for key in keep}}

@@ -1,0 +1,157 @@
+"""Prints a result for people: each figure beside its limit and its peers. Depends on rich and `testbed.bench.rows`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from testbed.bench.bars import judge
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from testbed.bench.rows import Result, Row
+
+_PLACES = {"vm-vm": "between two VMs", "host-vm": "between this machine and a VM", "process": "between two processes"}
+_LIMITS = {"poll": "bare cache line", "doorbell": "bare doorbell", "pipeline": "bare copy pipeline",
+           "copy": "local copy"}
+_TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
+           "rtt-busy": "round trips, each VM's CPU shared with a burner"}
+
+
+def show(result: Result, console: Console) -> None:
+    """Print all tables, the bars, and what it was measured under."""
+    for domains in dict.fromkeys(row.domains for row in result.results):
+        rows = [row for row in result.results if row.domains == domains]
+        for name, title in _TITLES.items():
+            for size in dict.fromkeys(row.size for row in rows if row.name == name):
+                found = [row for row in rows if (row.name, row.size) == (name, size)]
+                heading = f"{title}, {_bytes(size)}, {_PLACES[domains]}; us"
+                _print(console, heading, _round_trips(found, result))
+        rates = [row for row in rows if row.name == "rate"]
+        if rates:
+            _print(console, f"messages of {_bytes(rates[0].size)} one way, {_PLACES[domains]}", _values(rates))
+        for size in dict.fromkeys(row.size for row in rows if row.name == "stream"):
+            found = [row for row in rows if (row.name, row.size) == ("stream", size)]
+            _print(console, f"streams in pieces of {_bytes(size)}, {_PLACES[domains]}", _values(found))
+        boots = [row for row in rows if row.name == "boot"]
+        if boots:
+            _print(console, "VMs", _boots(boots))
+    show_bars(result, console)
+    _footer(result, console)
+
+
+def show_bars(result: Result, console: Console) -> None:
+    """Print each bar: what it needs, what there is, whether it holds."""
+    verdicts = [verdict for verdict in judge(result) if verdict.held is not None]
+    if not verdicts:
+        return
+    table = Table("bar", "need", "have", "", box=SIMPLE_HEAD, pad_edge=False)
+    for verdict in verdicts:
+        bar = verdict.bar
+        style = "" if verdict.held else "bold red"
+        table.add_row(bar.what, f"{'at most' if bar.sense == '<=' else 'at least'} {bar.need:g}", f"{verdict.have:.3g}",
+                      "holds" if verdict.held else "FAILS", style=style)
+    console.print(table)
+
+
+def _print(console: Console, heading: str, table: Table) -> None:
+    console.print(f"\n{heading}", markup=False, style="bold", soft_wrap=True)
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _title(row: Row) -> str:
+    if row.path == "limit":
+        text = _LIMITS[row.mode or ""]
+    else:
+        words = [row.path, row.mode or "", "Python" if row.api == "python" else "core"]
+        text = " ".join(word for word in words if word)
+    return text + (f" ({row.variant})" if row.variant else "")
+
+
+def _round_trips(rows: list[Row], result: Result) -> Table:
+    table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples",
+                   "CPU s/1000")
+    for row in rows:
+        cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
+        limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
+                            "core", row.size)
+        peer = min((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
+        ours = row.path == "ivshmem"
+        samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
+        rounds = f"{_us(min(row.rounds))}-{_us(max(row.rounds))}"
+        table.add_row(_title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
+                      f"{peer / row.figure:.1f}" if ours and peer else "", samples, _cpu(row))
+    return table
+
+
+def _is_peer(row: Row) -> bool:
+    return row.path not in ("ivshmem", "limit")
+
+
+def _values(rows: list[Row]) -> Table:
+    limit = max((row.figure for row in rows if row.path == "limit" and row.mode == "pipeline"), default=0.0)
+    unit = rows[0].unit
+    table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
+    for row in rows:
+        ours = row.path == "ivshmem"
+        peer = max((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
+        spread = (_rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
+        table.add_row(_title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
+                      f"{row.figure / peer:.1f}" if ours and peer else "", _cpu(row))
+    return table
+
+
+def _boots(rows: list[Row]) -> Table:
+    table = _table("unit", "p50", "p90", "max", "samples")
+    for row in rows:
+        table.add_row(f"{row.path} {row.mode}: {row.note}", row.unit,
+                      *(f"{value:.3f}" if row.unit == "s" else f"{value:.1f}" for value in
+                        (row.p50 or 0.0, row.p90 or 0.0, row.max or 0.0)), str(row.samples))
+    return table
+
+
+def _footer(result: Result, console: Console) -> None:
+    host = result.host
+    lines = [f"accelerator {result.accel}: {result.accel_reason}",
+             f"{host.get('cpu')}, {host.get('cpus')} CPUs, kernel {host.get('kernel')}"
+             + (", itself a virtual machine" if host.get("hypervisor") else "")]
+    lines += [f"{name}: {host[name]}" for name in ("qemu", "guest_kernel", "mapping", "network", "netdev", "pinning")
+              if name in host]
+    lines.append(f"commit {host.get('commit') or 'unknown'}{' with changes' if host.get('dirty') else ''}; "
+                 f"{result.seconds:g} s{', quick' if result.quick else ''}")
+    lines += [f"not measured: {what}" for what in result.absent]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
+
+
+def _us(value: float | None) -> str:
+    micros = (value or 0.0) / 1e3
+    return f"{micros:.2f}" if micros < 100 else f"{micros:.0f}"
+
+
+def _rate(value: float, unit: str) -> str:
+    if unit == "B/s":
+        return f"{value / 1e9:.2f} GB/s" if value >= 1e9 else f"{value / 1e6:.1f} MB/s"
+    return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.1f} k/s"
+
+
+def _cpu(row: Row) -> str:
+    return "" if row.cpu_s is None else f"{row.cpu_s:.3g}"
+
+
+def _bytes(size: int) -> str:
+    for unit, shift in (("MiB", 20), ("KiB", 10)):
+        if size >= 1 << shift and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} B"

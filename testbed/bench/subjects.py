@@ -1,0 +1,336 @@
+"""What can be measured between two ends, each taken for some tenths of a second at a time: `Subject.take(seconds)`.
+
+Depends on `testbed.bench.ends`. The commands are those of `idc.measure.worker`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from idc.measure.plain import BATCH
+from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable
+
+    Commands = Callable[[int, int, int], tuple[dict[str, Any], dict[str, Any] | None]]
+
+#: How much of a sample the clock may be before several round trips share one.
+CLOCK_SHARE = 0.05
+#: Samples of one take, at most: more say nothing more, and have to come out of the VM.
+MOST_SAMPLES = 20_000
+#: Operations thrown away before those that count, as a part of them.
+WARM_PART = 0.05
+#: Share of the closed loop's rate that an open loop is sent at.
+OPEN_SHARE = 0.5
+#: CPU time is counted in steps of 10 ms; a take with fewer of them says nothing of it.
+LEAST_CPU = 0.05
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes a row one row; see `testbed.bench.rows.Row`."""
+
+    name: str
+    path: str
+    mode: str | None
+    api: str
+    size: int
+    unit: str
+
+
+@dataclass
+class Taken:
+    """One take.
+
+    Attributes:
+        samples: ns, where single operations were timed.
+        value: operations, messages or bytes a second, where they were not.
+        warmup: operations before, thrown away.
+        cpu_s: processor seconds of both ends for 1,000 operations or for a GB; None: too few to count.
+        cpu: the same by place.
+        late: see `Row.late`.
+        offered: see `Row.offered`.
+    """
+
+    samples: array[int] | None = None
+    value: float | None = None
+    warmup: int = 0
+    cpu_s: float | None = None
+    cpu: dict[str, float] = field(default_factory=dict)
+    late: int = 0
+    offered: float | None = None
+
+
+class Subject(Protocol):
+    """One thing to measure. `variant` tells several ways to the same row apart; the best becomes the row."""
+
+    key: Key
+    variant: str
+    note: str
+    per: int
+
+    def prepare(self, seconds: float) -> int:
+        """Find out how many operations fit into so many seconds; returns how many that took, which are warm-up."""
+        ...
+
+    def take(self, seconds: float) -> Taken:
+        """Measure for about so long."""
+        ...
+
+
+class Loop:
+    """Both workers run matching loops, with as many operations as fit.
+
+    Args:
+        pair: the ends.
+        key: of the row.
+        commands: (operations, round trips in a sample, operations to warm up) to the near and the far command.
+        each: what one operation is worth: 1 round trip or message, or bytes.
+        first: operations of the first try.
+        variant, note: see `Subject`.
+    """
+
+    def __init__(self, pair: Pair, key: Key, commands: Commands, *, each: int = 1, first: int = 64, variant: str = "",
+                 note: str = "") -> None:  # fmt: skip
+        self.pair = pair
+        self.key = key
+        self.variant = variant
+        self.note = note
+        self.per = 1
+        self._commands = commands
+        self.each = each
+        self._first = first
+        self._ns = 0.0
+        self._sampled = key.unit == "ns"
+
+    def prepare(self, seconds: float) -> int:
+        """See `Subject`."""
+        count, spent = self._first, 0
+        while True:
+            ran = self._run(count, 1, 0)
+            spent += count
+            self._ns = ran.near["ns"] / count
+            # The first tries are mostly the two ends' start.
+            if ran.near["ns"] >= seconds * 1e9 / 4 or count >= 1 << 24:
+                break
+            grow = seconds * 1e9 / 3 / ran.near["ns"]
+            count = int(count * min(max(grow, 2), 16))
+        # Once more, and the better counts: what stalled here would be too small a take there.
+        self._ns = min(self._ns, self._run(count, 1, 0).near["ns"] / count)
+        spent += count
+        if self._sampled:
+            self.per = max(1, math.ceil(self.pair.clock_ns / CLOCK_SHARE / self._ns))
+        return spent
+
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`."""
+        count = max(int(seconds * 1e9 / self._ns), 8)
+        warm = max(int(count * WARM_PART), 1)
+        if self._sampled:
+            count = max(min(count // self.per, MOST_SAMPLES), 1)
+        ran = self._run(count, self.per, warm)
+        done = count * self.per if self._sampled else count
+        self._ns = ran.near["ns"] / done  # so that a stall in one take does not spoil the size of the next
+        unit = 1e9 / self.each if self.key.unit == "B/s" else 1e3
+        taken = cost(ran, (done + warm) / unit, done / unit)
+        taken.warmup = warm
+        taken.late = ran.near.get("late", 0)
+        if self._sampled:
+            taken.samples = self.pair.samples()
+        else:
+            taken.value = done * self.each / (ran.near["ns"] / 1e9)
+        return taken
+
+    def _run(self, count: int, per: int, warm: int) -> Ran:
+        return self.pair.run(*self._commands(count, per, warm))
+
+
+class BareLoop(Loop):
+    """One whose words must be zero, and whose doorbells unrung, before it starts."""
+
+    def _run(self, count: int, per: int, warm: int) -> Ran:
+        self.pair.far.ask(do="drain")
+        self.pair.near.ask(do="clear")
+        return super()._run(count, per, warm)
+
+
+class OpenLoop(Loop):
+    """Round trips that start by a timetable, at OPEN_SHARE of what a closed loop just did."""
+
+    def __init__(self, pair: Pair, mode: str, size: int) -> None:
+        key = Key("rtt-open", "ivshmem", mode, "core", size, "ns")
+        super().__init__(pair, key, _rtt(SLOTS[size][0], "core", mode, size))
+
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`."""
+        self.per = 1
+        probe = max(int(seconds * 1e9 / 8 / self._ns), 8)
+        self._ns = self._run(probe, 1, probe // 8 + 1).near["ns"] / probe
+        interval = max(int(self._ns / OPEN_SHARE), 1)
+        count = min(max(int(seconds * 1e9 / interval), 8), MOST_SAMPLES)
+        warm = int(count * WARM_PART) + 1
+        near, far = self._commands(count, 1, warm)
+        near = {"do": "paced", "interval": interval} | {key: near[key] for key in ("channel", "mode", "size", "count",
+                                                                                   "warm")}  # fmt: skip
+        ran = self.pair.run(near, far)
+        taken = cost(ran, (count + warm) / 1e3, count / 1e3)
+        taken.warmup = probe + probe // 8 + 1 + warm
+        taken.samples = self.pair.samples()
+        taken.offered = 1e9 / interval
+        return taken
+
+
+def cost(ran: Ran, host_units: float, own_units: float) -> Taken:
+    """Processor time by unit (1,000 operations or a GB): the host counts the warm-up too, the ends do not."""
+    taken = Taken()
+    host = ran.cpu["host_near"] + ran.cpu["host_far"]
+    if host >= LEAST_CPU:
+        taken.cpu_s = host / host_units
+        taken.cpu = {place: seconds / (host_units if place.startswith("host") else own_units)
+                     for place, seconds in ran.cpu.items()}
+    return taken
+
+
+# -- what there is to measure
+
+
+def _both(near: dict[str, Any], **far: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - JSON
+    """The same command for both, each in its role; what is different at the far end."""
+    return near | {"role": "near"}, near | {"role": "far"} | far
+
+
+def _rtt(channel: str, api: str, mode: str, size: int) -> Commands:
+    return lambda count, per, warm: _both(
+        {"do": "rtt", "channel": channel, "api": api, "mode": mode, "size": size, "count": count, "per": per,
+         "warm": -(-warm // per) * per})
+
+
+def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt") -> Loop:
+    """Messages there and back through the rings."""
+    return Loop(pair, Key(name, "ivshmem", mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+
+
+def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
+    """A cache line there and back, whatever `size` its row is put beside: the limit of polling."""
+    return BareLoop(pair, Key(name, "limit", "poll", "core", size, "ns"),
+                    lambda count, per, warm: _both({"do": "line", "count": count, "per": per,
+                                                    "warm": -(-warm // per) * per}),
+                    note="8 bytes of one cache line each way")  # fmt: skip
+
+
+def bare_bell(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
+    """A doorbell there and back: the limit of sleeping."""
+    return BareLoop(pair, Key(name, "limit", "doorbell", "core", size, "ns"),
+                    lambda count, per, warm: _both({"do": "bell", "count": count, "per": per,
+                                                    "warm": -(-warm // per) * per}),
+                    note="no data")  # fmt: skip
+
+
+def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> Loop:
+    """Messages one way."""
+    channel = SLOTS[size][0]
+    return Loop(pair, Key("rate", "ivshmem", mode, api, size, "msg/s"),
+                lambda count, _, warm: _both({"do": "rate", "channel": channel, "api": api, "mode": mode, "size": size,
+                                              "count": count, "warm": warm, "batch": batch}),
+                variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
+
+
+def stream(pair: Pair, mode: str, api: str, chunk: int) -> Loop:
+    """Bytes through the byte ring."""
+    return Loop(pair, Key("stream", "ivshmem", mode, api, chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "stream", "channel": BULK, "api": api, "mode": mode, "chunk": chunk,
+                                              "total": count * chunk, "warm": warm * chunk}),
+                each=chunk, first=16)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CopyWay:
+    """One way to move chunks: with which routine, over how many slots."""
+
+    routine: int
+    slots: int
+
+
+class CopyLoop(BareLoop):
+    """A bare pipeline between both ends ("pipe"), or copies by the near end alone ("copy")."""
+
+    def __init__(self, pair: Pair, key: Key, do: str, way: CopyWay) -> None:
+        chunk = key.size
+        routine = pair.near.facts["routines"][way.routine]
+
+        def commands(count: int, _: int, __: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+            command = {"do": do, "tries": [_one(chunk, way, count)]}
+            return _both(command) if do == "pipe" else (command, None)
+
+        super().__init__(pair, key, commands, each=chunk if key.unit == "B/s" else 1, first=16,
+                         variant=f"{routine}, {way.slots} slots")  # fmt: skip
+        self.do = do
+        self.way = way
+
+
+def _one(chunk: int, way: CopyWay, count: int) -> dict[str, int]:
+    return {"chunk": chunk, "slots": way.slots, "routine": way.routine, "total": count * chunk}
+
+
+def pipelines(pair: Pair, chunk: int, *, name: str = "stream", unit: str = "B/s") -> list[CopyLoop]:
+    """Two loops that copy slots in and out and nothing else, the limit of a stream: each routine, over the same working
+    set as the ring's and over the few slots that stay in the nearest cache."""
+    slots = sorted({max(RING_BYTES // chunk, 2), min(8, RING_BYTES // chunk)})
+    key = Key(name, "limit", "pipeline", "core", chunk, unit)
+    return [CopyLoop(pair, key, "pipe", CopyWay(routine, number)) for number in slots
+            for routine in range(len(pair.near.facts["routines"]))]
+
+
+def copies(pair: Pair, chunk: int) -> list[CopyLoop]:
+    """Local copies over the same working set, each routine: for orientation, no limit, since one end does it alone."""
+    key = Key("stream", "limit", "copy", "core", chunk, "B/s")
+    return [CopyLoop(pair, key, "copy", CopyWay(routine, max(RING_BYTES // chunk, 2)))
+            for routine in range(len(pair.near.facts["routines"]))]
+
+
+def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple[list[CopyLoop], dict[str, float]]:
+    """Try each way `seconds` long, twice, all in turn. The `keep` best, and what each did at best."""
+    do, chunk, each = loops[0].do, loops[0].key.size, loops[0].each
+    counts = [max((1 << 20) // chunk, 4)] * len(loops)
+    rates = [0.0] * len(loops)
+    for _ in range(3):  # the first only says how much fits
+        if do == "pipe":
+            pair.near.ask(do="clear")
+        command = {"do": do, "tries": [_one(chunk, loop.way, count) for loop, count in zip(loops, counts, strict=True)]}
+        ran = pair.run(*(_both(command) if do == "pipe" else (command, None)))
+        found = [count / (ns / 1e9) for count, ns in zip(counts, ran.near["each"], strict=True)]
+        rates = [max(pair) for pair in zip(rates, found, strict=True)]
+        counts = [max(int(rate * seconds), 4) for rate in found]
+    order = sorted(range(len(loops)), key=lambda index: -rates[index])
+    return [loops[index] for index in order[:keep]], {loop.variant: rate * each
+                                                      for loop, rate in zip(loops, rates, strict=True)}
+
+
+def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False) -> Loop:
+    """Bytes there and back over the socket called `path`."""
+    return Loop(pair, Key("rtt", path, None, api, size, "ns"),
+                lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
+                                                "count": count, "per": per, "warm": -(-warm // per) * per,
+                                                "polls": polls}),
+                variant=("plain socket, polled" if polls else "plain socket") if api == "core" else "",
+                note="" if api == "core" else "plain socket")  # fmt: skip
+
+
+def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
+    """Bytes one way over the socket called `path`."""
+    return Loop(pair, Key("stream", path, None, api, chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
+                                              "total": count * chunk, "warm": warm * chunk}),
+                each=chunk, first=16, variant="plain socket")  # fmt: skip
+
+
+def socket_rate(pair: Pair, path: str, api: str, size: int) -> Loop:
+    """Messages one way over the socket called `path`: each a send and a receive of its own size."""
+    return Loop(pair, Key("rate", path, None, api, size, "msg/s"),
+                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": size,
+                                              "total": count * size, "warm": warm * size}),
+                variant="plain socket, one send each")  # fmt: skip

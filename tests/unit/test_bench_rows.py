@@ -1,0 +1,103 @@
+"""What a benchmark's JSON holds and refuses, and the bars judged from it."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.bench.bars import BARS, judge
+from testbed.bench.rows import Result, Row, json_schema, parse
+from testbed.errors import SpecError
+
+
+def rtt(path: str, mode: str | None, p50: float, *, api: str = "core", name: str = "rtt",
+        domains: str = "vm-vm") -> Row:
+    return Row(name, path, domains, mode, api, 64, "ns", 1000, p50=p50, p90=2 * p50, p99=3 * p50, p999=4 * p50,
+               max=5 * p50)
+
+
+def stream(path: str, mode: str | None, value: float, *, api: str = "core", domains: str = "vm-vm",
+           variants: dict[str, float] | None = None) -> Row:
+    return Row("stream", path, domains, mode, api, 65536, "B/s", 3, value=value, rounds=(value,),
+               variants=variants or {})
+
+
+def rows() -> Iterator[Row]:
+    for domains in ("vm-vm", "process"):
+        yield rtt("limit", "poll", 100, domains=domains)
+        yield rtt("limit", "doorbell", 1000, domains=domains)
+        yield rtt("ivshmem", "poll", 140, domains=domains)
+        yield stream("limit", "pipeline", 10e9, domains=domains)
+        yield stream("ivshmem", "poll", 9e9, domains=domains)
+    yield rtt("ivshmem", "doorbell", 1200)
+    yield rtt("ivshmem", "adaptive", 250)
+    yield rtt("ivshmem", "poll", 900, name="rtt-busy")
+    yield rtt("ivshmem", "doorbell", 800, name="rtt-busy")
+    yield rtt("ivshmem", "adaptive", 1700, name="rtt-busy")
+    for mode in ("poll", "doorbell", "adaptive"):
+        yield rtt("ivshmem", mode, 900, api="python")
+    yield rtt("tcp", None, 9000, api="python")
+    yield stream("tcp", None, 1e9, variants={"plain socket": 1e9, "iperf3": 0.5e9, "iperf3 --zerocopy": 0.6e9})
+    yield stream("ivshmem", "poll", 4e9, api="python")
+    yield stream("tcp", None, 1e9, api="python")
+
+
+def result(*found: Row) -> Result:
+    return Result("tcg", {"cpu": "one"}, found, accel_reason="because")
+
+
+def test_json_is_what_the_issue_says_and_comes_back_the_same() -> None:
+    whole = result(*rows())
+    text = whole.as_json()
+    data = json.loads(text)
+    assert {"accel", "host", "results"} <= data.keys()
+    for row in data["results"]:
+        assert {"name", "path", "domains", "mode", "api", "size", "unit", "samples"} <= row.keys()
+        assert {"p50", "p90", "p99", "p999", "max"} <= row.keys() or "value" in row
+    assert parse(text, "here") == whole
+    assert set(json_schema()["required"]) == {"accel", "host", "results"}
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda data: data.pop("accel"), "accel: Field required"),
+    (lambda data: data["results"][0].update(size="large"), "results.0.size"),
+    (lambda data: data["results"][0].pop("p50"), "results.0 needs percentiles or a value"),
+    (lambda data: data["results"][0].update(value=1.0), "results.0 needs percentiles or a value"),
+])
+def test_what_is_no_result_is_one_line(change: object, said: str) -> None:
+    data = json.loads(result(*rows()).as_json())
+    assert callable(change)
+    change(data)
+    with pytest.raises(SpecError, match=said) as caught:
+        parse(json.dumps(data), "file.json")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("file.json is no result")
+
+
+def test_every_bar_is_judged_from_the_rows() -> None:
+    expected: dict[str, tuple[object, bool]] = {
+        "vm-vm: core polled 64 B by the bare cache line": (pytest.approx(1.4), True),
+        "vm-vm: core by doorbell 64 B by the bare doorbell": (pytest.approx(1.2), True),
+        "vm-vm: core adaptive by the better of polled and doorbell, light load": (pytest.approx(250 / 140), True),
+        "vm-vm: core adaptive by the better of polled and doorbell, both VMs busy": (pytest.approx(2.125), False),
+        "vm-vm: python adaptive by the better of polled and doorbell, light load": (pytest.approx(1), True),
+        "vm-vm: Python polled 64 B by Python's TCP echo": (pytest.approx(0.1), True),
+        "vm-vm: core stream 64 KiB by the bare copy pipeline": (pytest.approx(0.9), True),
+        "vm-vm: core stream 64 KiB by iperf3": (pytest.approx(15), True),
+        "vm-vm: Python stream 64 KiB by Python's TCP stream": (pytest.approx(4), False),
+        "process: core polled 64 B by the bare cache line": (pytest.approx(1.4), True),
+        "process: core stream 64 KiB by the bare copy pipeline": (pytest.approx(0.9), True),
+    }
+    assert {verdict.bar.what: (verdict.have, verdict.held) for verdict in judge(result(*rows()))} == expected
+
+
+def test_a_bar_without_its_rows_is_open() -> None:
+    assert [(verdict.have, verdict.held) for verdict in judge(result())] == [(None, None)] * len(BARS)
+
+
+def test_a_row_of_one_variant_only_is_judged_by_its_name() -> None:
+    alone = dataclasses.replace(stream("tcp", None, 0.3e9), variant="plain socket")
+    found = [row for row in rows() if (row.name, row.path) != ("stream", "tcp")]
+    (verdict,) = [verdict for verdict in judge(result(*found, alone)) if "iperf3" in verdict.bar.what]
+    assert verdict.held is None
