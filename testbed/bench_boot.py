@@ -51,7 +51,7 @@ def percentile(samples: tuple[float, ...], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one process holds, in MiB, from /proc/PID/smaps_rollup.
+    """What one process holds, in MB of 10^6 bytes, from /proc/PID/smaps_rollup.
 
     `private` are pages that it alone has written, `proportional` counts each shared page by its share.
     """
@@ -67,7 +67,7 @@ def memory_of(pid: int) -> Memory:
         name, _, rest = line.partition(":")
         if name in sizes:
             sizes[name] = int(rest.split()[0])
-    return Memory(sizes["Private_Dirty"] / 1024, sizes["Pss"] / 1024)
+    return Memory(sizes["Private_Dirty"] * 1024 / 1e6, sizes["Pss"] * 1024 / 1e6)
 
 
 def measure(bed: Testbed, *, samples: int = 20, cold: int = 3, memory_mib: int = 256,
@@ -101,8 +101,8 @@ def measure(bed: Testbed, *, samples: int = 20, cold: int = 3, memory_mib: int =
     return [
         Row("cold-boot", "s", tuple(boots), "QEMU's start to the agent's first answer"),
         Row("clone", "s", tuple(clones), "the same, as itself: name, clock, randomness"),
-        Row("clone-memory", "MiB", tuple(private), f"{what}: pages of its own"),
-        Row("clone-memory-pss", "MiB", tuple(proportional), f"{what}: with its share of shared pages"),
+        Row("clone-memory", "MB", tuple(private), f"{what}: pages of its own, 10^6 bytes"),
+        Row("clone-memory-pss", "MB", tuple(proportional), f"{what}: with its share of shared pages, 10^6 bytes"),
         Row("clone-idle", "%", tuple(idle), f"{what}: of one processor, over {IDLE_SECONDS:g} s"),
     ]
 

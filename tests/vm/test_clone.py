@@ -107,6 +107,14 @@ def test_memory_is_private(pair: tuple[Vm, Vm]) -> None:
     two.fail("test -e /tmp/mine")
 
 
+def test_an_idle_one_has_no_more_than_30_mb_of_its_own(template: Template, spec: SpecMaker, run: Run) -> None:
+    with Clone(template, spec("idle"), run) as clone:
+        assert clone.spec.memory.mib == 256
+        fields = dict(line.split(":") for line in Path(f"/proc/{clone.pid}/smaps_rollup").read_text().splitlines()[1:])
+    assert int(fields["AnonHugePages"].split()[0]) == 0
+    assert int(fields["Private_Dirty"].split()[0]) * 1024 <= 30_000_000
+
+
 def test_two_clones_share_a_region_and_a_network(verdict: Verdict, image: Image, tmp_path: Path) -> None:
     source = tmp_path / "data"
     source.write_bytes(os.urandom(3 * MIB + 5))
