@@ -22,6 +22,7 @@ from testbed import faults
 from testbed import network as networks
 from testbed.clone import Clone
 from testbed.errors import SpecError
+from testbed.kernel import resolve_files
 from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
 from testbed.template import Template, key_of, why_cold
@@ -107,10 +108,11 @@ class Testbed:
 
         Raises:
             VmError: one did not boot; none of them is left running then.
-            SpecError: one cannot be cloned, and that was asked for.
+            SpecError: one names a file that cannot be read, or cannot be cloned, and that was asked for.
             TemplateError: a template could not be built.
         """
-        specs = [self.spec(vm) if isinstance(vm, str) else vm for vm in vms]
+        # Files first: a template is known by the kernel's own file, not by the build tree that it was found in.
+        specs = [resolve_files(self.spec(vm) if isinstance(vm, str) else vm) for vm in vms]
         with contextlib.ExitStack() as stack:
             if network:
                 # QEMU has its own copies of the descriptors once it runs

@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import images
 from images import ImageError
 from testbed import network as networks
 from testbed.bed import Testbed
+from testbed.kernel import find_kernel
 from testbed.qemu_args import Disk, Memory, Nic, VmSpec
 from testbed.topology import MIB, Machine, NetworkTable, Topology, TopologyError, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-BUILD_TREE_KERNEL = Path("arch/x86/boot/bzImage")
+    from pathlib import Path
 
 
 def _quiet(_: str) -> None:
@@ -37,7 +36,7 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
         notify: told, a line at a time, of what takes long.
 
     Raises:
-        TopologyError: it makes no sense, or names files that are not there.
+        SpecError: it makes no sense, or names files that are not there.
         ImageError: there is no image.
         NetworkError: one of its networks cannot be had here.
         VmError: a VM did not boot.
@@ -54,13 +53,14 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
 
 
 def check_host(topology: Topology) -> None:
-    """What a topology needs of this machine and can be looked at before anything is started. Raises TopologyError."""
+    """What a topology needs of this machine and can be looked at before anything is started. Raises SpecError."""
     allowed = os.sched_getaffinity(0)
     for name, vm in topology.vms.items():
         where = f"[vms.{name}]"
         for key in ("initrd", "rootfs"):
             _check_file(f"{where} {key}", getattr(vm, key))
-        kernel_file(f"{where} kernel", vm.kernel)
+        if vm.kernel is not None:
+            find_kernel(vm.kernel, f"{where} kernel:")
         for index, disk in enumerate(vm.disks):
             _check_file(f"{where} disks[{index}].path", disk.path, write=not disk.readonly)
         for cpu in vm.pin:
@@ -83,17 +83,6 @@ def _check_file(where: str, path: Path | None, *, write: bool = False) -> None:
         raise TopologyError(f"{where}: {path} is neither a file nor a block device")
     if not os.access(path, os.R_OK | (os.W_OK if write else 0)):
         raise TopologyError(f"{where}: no permission to {'write' if write else 'read'} {path}")
-
-
-def kernel_file(where: str, kernel: Path | None) -> Path | None:
-    """The kernel's file, which in a build tree is its bzImage. Raises TopologyError if there is none."""
-    if kernel is not None and kernel.is_dir():
-        if not (kernel / BUILD_TREE_KERNEL).exists():
-            raise TopologyError(f"{where}: {kernel} is a directory without {BUILD_TREE_KERNEL}; build the kernel "
-                                "there, or name its file")
-        kernel = kernel / BUILD_TREE_KERNEL
-    _check_file(where, kernel)
-    return kernel
 
 
 def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] = _quiet) -> None:
@@ -132,7 +121,7 @@ def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
         image = images.show(vm.image)
         fields |= {"kernel": image.kernel, "initrd": image.initrd, "rootfs": image.rootfs,
                    "boot_args": tuple(image.kernel_arguments)}
-    own = {"kernel": kernel_file(f"[vms.{name}] kernel", vm.kernel), "initrd": vm.initrd, "rootfs": vm.rootfs}
+    own = {"kernel": vm.kernel, "initrd": vm.initrd, "rootfs": vm.rootfs}
     fields |= {key: path for key, path in own.items() if path is not None}
     fields["disks"] = tuple(Disk(disk.path, disk.format, disk.readonly) for disk in vm.disks)
     return bed.spec(name, memory_mib=vm.memory // MIB, **fields)

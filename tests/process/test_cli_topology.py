@@ -40,7 +40,7 @@ def cli(runtime: Path) -> Cli:
     ("[vms.a", "is no TOML"),
     ("", "there is no VM"),
     ("[vms.a]\nimage = 'nothing'", "no image matches 'nothing'"),
-    ("[vms.a]\nkernel = 'nothing'", "[vms.a] kernel: there is no"),
+    ("[vms.a]\nkernel = 'nothing'", "[vms.a] kernel: "),
     ("[vms.a]\n[regions.r]\nsize = '3M'\nmembers = {a = 'rw'}", "3M is no power of two"),
     ("[vms.a]\n[regions.r]\nmembers = {b = 'rw'}", "'b' is no VM of this testbed"),
 ])
