@@ -43,7 +43,8 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
     """
     topology = resolve(topology)
     check_host(topology)
-    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, notify=notify)
+    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, boot=topology.boot,
+                  notify=notify)
     try:
         populate(bed, topology, notify=notify)
     except BaseException as error:
@@ -105,7 +106,7 @@ def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] 
         bed.vms[vm].succeed(f"busybox ip route replace default via {gateway} && "
                             f"echo nameserver {resolver} > /etc/resolv.conf")
     for name, region in topology.regions.items():
-        bed.region(region.spec(name), plug_in=region.plug)
+        bed.region(region.spec(name), plug_in=region.plug, doorbells=region.plan() or None)
 
 
 def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
@@ -113,7 +114,7 @@ def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
     assert vm.region_ports is not None
     assert vm.region_port is not None
     fields: dict[str, Any] = {"cpus": vm.cpus, "cpu": vm.cpu, "pin": vm.pin, "kernel_args": vm.kernel_args,
-                              "extra": vm.extra, "region_ports": vm.region_ports,
+                              "gdb": vm.gdb, "extra": vm.extra, "region_ports": vm.region_ports,
                               "region_port_mib": vm.region_port // MIB}
     if vm.hugepages:
         fields["memory"] = Memory(vm.memory // MIB, "memfd", share=True, hugepages=True)

@@ -68,6 +68,8 @@ def test_config_show_prints_what_is_meant(cli: Cli, tmp_path: Path) -> None:
     told = json.loads(cli("config", "show", "--resolved", "--json", str(tmp_path / "t.toml")).stdout)
     assert told["name"] == "t"
     assert told["regions"]["ab"]["members"] == {"a": "rw", "b": "rw"}
+    assert told["vms"]["a"]["gdb"] == "off"
+    assert told["regions"]["ab"]["doorbells"] == []
 
 
 def test_doctor_names_what_was_looked_at(cli: Cli) -> None:
