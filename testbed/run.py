@@ -156,7 +156,8 @@ class Run:
         if self._closed:
             return
         self._closed = True
-        self.kept = self.keep == "always" or (self.keep == "failed" and failed)
+        wanted = self.keep == "always" or (self.keep == "failed" and failed)
+        self.kept = wanted and any(self.directory.glob("*.log"))  # a run that started nothing has nothing to read
         survivors = keeper.end_all(self.id)
         for child in self._children:
             child.poll()  # no zombie stays behind
