@@ -145,6 +145,14 @@ def test_cp_both_ways_and_its_errors(cli: Cli, tmp_path: Path) -> None:
     assert "is a directory; try: tar" in cli("cp", str(tmp_path), "front:/tmp", code=1).stderr
 
 
+def test_cp_does_not_replace_a_device(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    error = cli("cp", "front:/etc/hostname", str(tmp_path / "fifo"), code=1).stderr
+    assert "fifo: it is there and is no regular file" in error
+    assert error.count("\n") == 1
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
 def test_logs_and_console(cli: Cli) -> None:
     assert "front is a clone of template" in cli("logs", "front").stdout
     follow = cli.popen("logs", "-f", "back")
