@@ -54,6 +54,16 @@ def test_up_refuses_in_one_line_and_starts_nothing(cli: Cli, runtime: Path, text
     assert not list((runtime / "idc-testbed").glob("[0-9a-f]*"))
 
 
+def test_a_file_that_may_not_be_read_is_named(cli: Cli, runtime: Path) -> None:
+    (runtime / "bed.toml").mkdir()
+    for name, why in (("bed.toml", "Is a directory"), ("none.toml", "No such file or directory")):
+        path = runtime / name
+        assert cli("up", str(path), code=1).stderr == f"error: cannot read the topology {path}: {why}\n"
+    if os.geteuid() != 0:  # root may read everything
+        (runtime / "secret.toml").touch(mode=0)
+        assert "secret.toml: Permission denied" in cli("up", str(runtime / "secret.toml"), code=1).stderr
+
+
 def test_where_no_testbed_runs_each_command_says_so(cli: Cli) -> None:
     for words, code in ((("exec", "a", "true"), 255), (("down",), 1), (("logs", "a"), 1), (("plug", "r", "a"), 1),
                         (("cp", "a:/x", "y"), 1), (("bundle",), 1), (("console", "a"), 1), (("ssh", "a"), 1)):
