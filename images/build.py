@@ -118,7 +118,8 @@ def _build(spec: ImageSpec, store: Cache, sources: Sources, resolved: Path, mirr
             shop.runner.cancel()
             failed[0].result()
     directory = store.images / f"{spec.name}-{keys.image}"
-    shop.image(keys, versions, sources, parts | {"packages": resolved}, directory)
+    if not (directory / MANIFEST).exists():  # it may be there: the mirror had nothing newer, or the list was lost
+        shop.image(keys, versions, sources, parts | {"packages": resolved}, directory)
     return read_image(directory)
 
 

@@ -62,8 +62,10 @@ def read_image(directory: Path) -> Image:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         files = {key: directory / manifest["files"][key] for key in ("kernel", "initrd", "rootfs", "kernel_deb")}
-        for path in files.values():
-            path.stat()
+        for key, path in files.items():
+            size = path.stat().st_size
+            if size != manifest["bytes"][key]:
+                raise ValueError(f"{path.name} has {size} bytes, it was written with {manifest['bytes'][key]}")
         return Image(name=manifest["name"], hash=manifest["hash"], directory=directory, manifest=manifest,
                      kernel_arguments=tuple(manifest["kernel_arguments"]), **files)
     except (OSError, ValueError, KeyError) as error:

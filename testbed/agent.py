@@ -425,9 +425,11 @@ class AgentClient:
         """Copy a guest's file to the host, mode included; returns its size in bytes.
 
         The final name appears when all of it is there. Raises AgentFault (no such file), HostFault (disk
-        full), TimeoutError.
+        full, `target` is a directory or a device), TimeoutError.
         """
         deadline = _deadline(timeout)
+        if target.exists() and not target.is_file():  # a device would be replaced by a file
+            raise HostFault(f"cannot write {target}: it is there and is no regular file")
         temporary = target.parent / f".pull.{os.getpid()}-{secrets.token_hex(4)}"
         call = self._open_call(deadline)
         finished = False

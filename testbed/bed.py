@@ -22,11 +22,12 @@ from testbed import faults
 from testbed import network as networks
 from testbed.clone import Clone
 from testbed.errors import SpecError
+from testbed.kernel import resolve_files
 from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
 from testbed.template import Template, key_of, why_cold
 from testbed.template_build import obtain
-from testbed.vm import Vm, start_all
+from testbed.vm import BOOT_SECONDS, Vm, start_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 Boot = Literal["auto", "warm", "cold"]
 """How VMs start: cloned where a template can serve them, else booted and said so; cloned or refused; booted."""
+GDB_SECONDS = 3600.0
+"""How long a boot may take that starts in somebody's hands."""
 MIB = 1 << 20
 #: Bytes of a link: header page, the channels below, and a part of its own for each member.
 LINK_BYTES = 16 * MIB
@@ -108,10 +111,11 @@ class Testbed:
 
         Raises:
             VmError: one did not boot; none of them is left running then.
-            SpecError: one cannot be cloned, and that was asked for.
+            SpecError: one names a file that cannot be read, or cannot be cloned, and that was asked for.
             TemplateError: a template could not be built.
         """
-        specs = [self.spec(vm) if isinstance(vm, str) else vm for vm in vms]
+        # Files first: a template is known by the kernel's own file, not by the build tree that it was found in.
+        specs = [resolve_files(self.spec(vm) if isinstance(vm, str) else vm) for vm in vms]
         with contextlib.ExitStack() as stack:
             if network:
                 # QEMU has its own copies of the descriptors once it runs
@@ -119,7 +123,13 @@ class Testbed:
                                 stack.enter_context(networks.make(len(specs))))
                 specs = [dataclasses.replace(spec, nics=(*spec.nics, member.nic), ip=member.ip)
                          for spec, member in zip(specs, self.network.members, strict=True)]
-            booted = start_all([self._vm(spec) for spec in specs])
+            made = [self._vm(spec) for spec in specs]
+            for vm in made:
+                if vm.gdb is not None:
+                    waits = "the guest waits for gdb" if vm.spec.gdb == "wait" else "gdb"
+                    self._notify(f"VM {vm.name}: {waits}: target remote {vm.gdb}")
+            slow = any(spec.gdb == "wait" for spec in specs)
+            booted = start_all(made, GDB_SECONDS if slow else BOOT_SECONDS)
         self.vms.update((vm.name, vm) for vm in booted)
         return booted
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import images
 from images import ImageError
 from testbed import network as networks
 from testbed.bed import Testbed
+from testbed.kernel import find_kernel
 from testbed.qemu_args import Disk, Memory, Nic, VmSpec
 from testbed.topology import MIB, Machine, NetworkTable, Topology, TopologyError, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-BUILD_TREE_KERNEL = Path("arch/x86/boot/bzImage")
+    from pathlib import Path
 
 
 def _quiet(_: str) -> None:
@@ -37,14 +36,15 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
         notify: told, a line at a time, of what takes long.
 
     Raises:
-        TopologyError: it makes no sense, or names files that are not there.
+        SpecError: it makes no sense, or names files that are not there.
         ImageError: there is no image.
         NetworkError: one of its networks cannot be had here.
         VmError: a VM did not boot.
     """
     topology = resolve(topology)
     check_host(topology)
-    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, notify=notify)
+    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, boot=topology.boot,
+                  notify=notify)
     try:
         populate(bed, topology, notify=notify)
     except BaseException as error:
@@ -54,13 +54,14 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
 
 
 def check_host(topology: Topology) -> None:
-    """What a topology needs of this machine and can be looked at before anything is started. Raises TopologyError."""
+    """What a topology needs of this machine and can be looked at before anything is started. Raises SpecError."""
     allowed = os.sched_getaffinity(0)
     for name, vm in topology.vms.items():
         where = f"[vms.{name}]"
         for key in ("initrd", "rootfs"):
             _check_file(f"{where} {key}", getattr(vm, key))
-        kernel_file(f"{where} kernel", vm.kernel)
+        if vm.kernel is not None:
+            find_kernel(vm.kernel, f"{where} kernel:")
         for index, disk in enumerate(vm.disks):
             _check_file(f"{where} disks[{index}].path", disk.path, write=not disk.readonly)
         for cpu in vm.pin:
@@ -85,17 +86,6 @@ def _check_file(where: str, path: Path | None, *, write: bool = False) -> None:
         raise TopologyError(f"{where}: no permission to {'write' if write else 'read'} {path}")
 
 
-def kernel_file(where: str, kernel: Path | None) -> Path | None:
-    """The kernel's file, which in a build tree is its bzImage. Raises TopologyError if there is none."""
-    if kernel is not None and kernel.is_dir():
-        if not (kernel / BUILD_TREE_KERNEL).exists():
-            raise TopologyError(f"{where}: {kernel} is a directory without {BUILD_TREE_KERNEL}; build the kernel "
-                                "there, or name its file")
-        kernel = kernel / BUILD_TREE_KERNEL
-    _check_file(where, kernel)
-    return kernel
-
-
 def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] = _quiet) -> None:
     """Boot the VMs of a resolved topology in `bed`, and make and plug its regions. Raises as `open_testbed` does."""
     specs = {name: vm_spec(bed, name, vm) for name, vm in topology.vms.items()}
@@ -116,7 +106,7 @@ def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] 
         bed.vms[vm].succeed(f"busybox ip route replace default via {gateway} && "
                             f"echo nameserver {resolver} > /etc/resolv.conf")
     for name, region in topology.regions.items():
-        bed.region(region.spec(name), plug_in=region.plug)
+        bed.region(region.spec(name), plug_in=region.plug, doorbells=region.plan() or None)
 
 
 def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
@@ -124,7 +114,7 @@ def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
     assert vm.region_ports is not None
     assert vm.region_port is not None
     fields: dict[str, Any] = {"cpus": vm.cpus, "cpu": vm.cpu, "pin": vm.pin, "kernel_args": vm.kernel_args,
-                              "extra": vm.extra, "region_ports": vm.region_ports,
+                              "gdb": vm.gdb, "extra": vm.extra, "region_ports": vm.region_ports,
                               "region_port_mib": vm.region_port // MIB}
     if vm.hugepages:
         fields["memory"] = Memory(vm.memory // MIB, "memfd", share=True, hugepages=True)
@@ -132,7 +122,7 @@ def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:
         image = images.show(vm.image)
         fields |= {"kernel": image.kernel, "initrd": image.initrd, "rootfs": image.rootfs,
                    "boot_args": tuple(image.kernel_arguments)}
-    own = {"kernel": kernel_file(f"[vms.{name}] kernel", vm.kernel), "initrd": vm.initrd, "rootfs": vm.rootfs}
+    own = {"kernel": vm.kernel, "initrd": vm.initrd, "rootfs": vm.rootfs}
     fields |= {key: path for key, path in own.items() if path is not None}
     fields["disks"] = tuple(Disk(disk.path, disk.format, disk.readonly) for disk in vm.disks)
     return bed.spec(name, memory_mib=vm.memory // MIB, **fields)

@@ -21,6 +21,8 @@ from testbed.errors import SpecError
 from testbed.registry import NoSuchTestbed
 from testbed.topology import nearest
 
+_GZIP = b"\x1f\x8b"
+
 
 def doctor(
     probe: Annotated[bool, typer.Option("--probe", help="Prove KVM by booting a guest, if not done yet.")] = False,
@@ -71,6 +73,9 @@ def _decode_file(path: Path) -> decoder.RegionDump:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 return decoder.decode(b"")
+            if file.read(len(_GZIP)) == _GZIP:
+                raise SpecError(f"{path} is packed",
+                                hint="unpack it with tar -xf; of a bundle, this command reads regions/NAME.header")
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
                 return decoder.decode(memory)
     except OSError as error:

@@ -18,6 +18,7 @@ from testbed.topology import Topology, load, pair, parse, resolve
 config = typer.Typer(help="Show a topology as it is understood.", no_args_is_help=True)
 
 File = Annotated[Path | None, typer.Argument(metavar="[TOPOLOGY.toml]", show_default=False,
+                                             readable=False,  # said by `load`, in one line
                                              help="Without one: VMs front and back, and a link.")]
 
 

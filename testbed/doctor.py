@@ -180,7 +180,7 @@ def _runs() -> Check:
     kept = [path for path in directories if (path / keeper.KEPT_NAME).exists()]
     dead = [path for path in directories if path not in kept and not keeper_lives(path)]
     beds = registry.running()
-    text = f"{len(beds)} testbeds run; {len(kept)} kept logs in {base}"
+    text = f"{len(beds)} running; {len(kept)} kept logs in {base}"
     if dead:
         return Check("leftover runs", "warn", f"{text}; without a keeper: {', '.join(path.name for path in dead)}",
                      "the next testbed clears them away")

@@ -24,7 +24,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (r"VFS: Unable to mount root|No working init found", "the guest was given no initramfs, or one without /init"),
     (r"erofs|Unable to read block|bad superblock|wrong fs type", "the root file system is damaged; rebuild it"),
     (r"Attempted to kill init", "process 1 ended: the line before the panic says why; the init is ours, see images/"),
-    (r"No space left on device", "the disk is full"),
+    (r"No space left on device", "make room there; a guest's files lie in its memory: give it more"),
     (r"Out of memory|oom-kill", "give the VM more memory"),
     (r"soft lockup|detected stall", "the machine is overloaded, or a CPU of the guest spins"),
 )

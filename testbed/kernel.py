@@ -24,27 +24,27 @@ _PT_NOTE, _PHYS32_ENTRY = 4, 18
 
 def resolve_files(spec: VmSpec) -> VmSpec:
     """The spec with its kernel found, and all files that it names looked at. Raises SpecError for the first mistake."""
-    kernel = find_kernel(spec.kernel, spec.name)
+    kernel = find_kernel(spec.kernel, f"VM {spec.name}: kernel")
     files = [("initrd", spec.initrd), ("root file system", spec.rootfs), *(("disk", disk.path) for disk in spec.disks)]
     for what, path in files:
         if path is not None:
-            _check_readable(what, path, spec.name)
+            _check_readable(f"VM {spec.name}: {what}", path)
     return dataclasses.replace(spec, kernel=kernel)
 
 
-def find_kernel(path: Path, vm: str) -> Path:
+def find_kernel(path: Path, where: str) -> Path:
     """The kernel at `path`: a bzImage, a vmlinux with a PVH entry, a multiboot file, or a build tree with a bzImage.
 
-    `vm` is for the error's text. Raises SpecError.
+    `where` begins the error's text: "VM front: kernel". Raises SpecError.
     """
     if path.is_dir():
         built = path / BUILD_TREE_KERNEL
         if not built.is_file():
             tree = (path / "Kbuild").exists() or (path / "Makefile").exists()
-            raise SpecError(f"VM {vm}: kernel {path} is a directory without {BUILD_TREE_KERNEL}",
+            raise SpecError(f"{where} {path} is a directory without {BUILD_TREE_KERNEL}",
                             hint=f"make -C {path} bzImage" if tree else "give a build tree, a bzImage or a vmlinux")
         path = built
-    _check_readable("kernel", path, vm)
+    _check_readable(where, path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if head[0x202:0x206] == b"HdrS" or _MULTIBOOT in head:
@@ -52,18 +52,18 @@ def find_kernel(path: Path, vm: str) -> Path:
         if head.startswith(b"\x7fELF"):
             if _has_pvh_entry(file, head):
                 return path
-            raise SpecError(f"VM {vm}: kernel {path} is an ELF file without a PVH entry",
+            raise SpecError(f"{where} {path} is an ELF file without a PVH entry",
                             hint="build the kernel with CONFIG_PVH=y, or give its bzImage")
-    raise SpecError(f"VM {vm}: kernel {path} is neither a bzImage nor a vmlinux",
+    raise SpecError(f"{where} {path} is neither a bzImage nor a vmlinux",
                     hint="a vmlinuz of this machine's distribution is a bzImage; file(1) tells what it is")
 
 
-def _check_readable(what: str, path: Path, vm: str) -> None:
+def _check_readable(where: str, path: Path) -> None:
     try:
         with path.open("rb"):
             return
     except OSError as error:
-        raise SpecError(f"VM {vm}: cannot read {what} {path}: {error.strerror}") from error
+        raise SpecError(f"{where} {path} cannot be read: {error.strerror}") from error
 
 
 def _has_pvh_entry(file: BinaryIO, head: bytes) -> bool:

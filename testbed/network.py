@@ -42,6 +42,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _VNET_HEADER = 12  # struct virtio_net_hdr_mrg_rxbuf
 _CHILD_SECONDS = 30.0
 BRIDGE = "br0"
+_TUN = "/dev/net/tun"
 _PREFIX = "10.77"
 TAP_MTU = 65521
 """65535 less what virtio-net and the TAP put in front, rounded; both ends of TCP then fill their largest segments."""
@@ -121,7 +122,7 @@ def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: in
     except NetworkError as error:
         if wish == "tap":
             raise
-        return _streams(count, f"no TAP: {error.message}", subnet)
+        return _streams(count, error.message, subnet)
 
 
 def _member(subnet: int, index: int, netdev: str, fds: tuple[int, ...], mtu: int = 0) -> Member:
@@ -153,7 +154,9 @@ def _taps(count: int, mtu: int, subnet: int) -> Network:
         raise NetworkError(f"the child that makes it ended with {child.returncode}: {stderr.decode()[-500:].strip()}")
     answer = json.loads(message)
     if "error" in answer:
-        raise NetworkError(answer["error"])
+        raise NetworkError(f"cannot make a TAP: {answer['error']}",
+                           hint="it takes the right to open /dev/net/tun and to make a network namespace; a network "
+                           'of kind "stream" joins two VMs without any')
     members = [_member(subnet, index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(fds)]
     return Network("tap", members, f"bridge, vnet headers, offloads, MTU {mtu}", "", fds)
 
@@ -197,9 +200,13 @@ def _new_namespaces() -> None:
 
 
 def _open_tap(name: str) -> int:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
-    fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
+    fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
+    except OSError as error:
+        os.close(fd)
+        raise OSError(error.errno, os.strerror(error.errno or 0), _TUN) from error
     return fd
 
 

@@ -1,7 +1,7 @@
 """A run: one directory, one id, and everything that was started under them, ended together.
 
-Depends on `testbed.keeper` and `testbed.errors`. A run's directory holds the sockets and logs of its VMs.
-Every process of the run has the id in its environment (IDC_TESTBED_RUN), and that is how all of them are
+Depends on `testbed.keeper`, `testbed.pages` and `testbed.errors`. A run's directory holds the sockets and logs of
+its VMs. Every process of the run has the id in its environment (IDC_TESTBED_RUN), and that is how all of them are
 found again, whoever is left to look: `Run.close`, the keeper process if the owner died, or the next `Run` of
 this user if the keeper died too.
 """
@@ -14,11 +14,13 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
 from testbed import keeper
 from testbed.errors import RunError
+from testbed.pages import small_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ SOCKET_PATH_MAX = 107
 """Longest path of a Unix socket in bytes (sun_path holds 108 with the final zero)."""
 _KEPT_RUNS = 20
 _KEEPER_EXIT_SECONDS = 15.0
+_starting = threading.Lock()  # else a process could start with what is set for another one
 
 
 def default_base() -> Path:
@@ -120,21 +123,26 @@ class Run:
         stderr: IO[bytes] | int | None = None,
         pass_fds: Sequence[int] = (),
         cwd: Path | None = None,
+        huge_pages: bool = True,
     ) -> subprocess.Popen[bytes]:
-        """Start a process of this run: marked with the id, away from the terminal's Ctrl-C, by default with no standard
-        input."""
+        """Start a process of this run: marked with the id, away from the terminal's Ctrl-C, by default with no
+        standard input.
+
+        `huge_pages` false keeps the kernel from giving it transparent huge pages.
+        """
         if self._closed:
             raise RunError(f"run {self.id} is closed; {argv[0]} was not started")
-        process = subprocess.Popen(
-            list(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            env=self.env,
-            cwd=cwd,
-            start_new_session=True,
-        )
+        with _starting, contextlib.nullcontext() if huge_pages else small_pages():
+            process = subprocess.Popen(
+                list(argv),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=tuple(pass_fds),
+                env=self.env,
+                cwd=cwd,
+                start_new_session=True,
+            )
         self._children.append(process)
         return process
 
@@ -150,7 +158,8 @@ class Run:
         if self._closed:
             return
         self._closed = True
-        self.kept = self.keep == "always" or (self.keep == "failed" and failed)
+        wanted = self.keep == "always" or (self.keep == "failed" and failed)
+        self.kept = wanted and any(self.directory.glob("*.log"))  # a run that started nothing has nothing to read
         survivors = keeper.end_all(self.id)
         for child in self._children:
             child.poll()  # no zombie stays behind

@@ -11,6 +11,7 @@ everything in `testbed` but the command line. If this process is killed, the run
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -162,7 +163,9 @@ class Supervisor:
                 members.append({"name": member.name, "rights": member.rights.name.lower(), "present": present,
                                 "incarnation": incarnation, "plugged": vm is not None and plugged(vm, region)})
             regions.append({"name": name, "size": region.header.size, "members": members,
-                            "channels": [channel.name for channel in region.header.channels]})
+                            "channels": [channel.name for channel in region.header.channels],
+                            "doorbell_faults": [{"from": pair[0], "to": pair[1], **dataclasses.asdict(counts)}
+                                                for pair, counts in bed.doorbells(name).items()]})
         nets = [{"name": name, "kind": net.kind, "description": net.description,
                  "addresses": [member.ip for member in net.members]} for name, net in bed.networks.items()]
         return {"name": self.topology.name, "pid": os.getpid(), "started": self.started, "accel": bed.verdict.accel,

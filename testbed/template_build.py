@@ -7,6 +7,7 @@ that a clone needs then), stopped, and its devices' state migrated to a file wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.clone import identify
-from testbed.errors import TemplateError, TestbedError
+from testbed.errors import TemplateError, TestbedError, VmError
 from testbed.qemu_args import qemu_args
 from testbed.run import Run
 from testbed.template import (
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 KEPT = 8
 """Templates that stay when another one is built; each takes about 200 MB of disk."""
+MIB = 1 << 20
+ROOM = 300 * MIB
+"""Room on the cache's disk, in bytes, without which none is built."""
 _SETTLE_SECONDS = 10.0
 _QUIET = 0.15
 _SAVE_SECONDS = 60.0
@@ -116,6 +120,10 @@ def build(key: str, spec: VmSpec, store: Store) -> None:
     shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
     try:
         work.mkdir(mode=0o700, parents=True)
+        # Asked first: QEMU gets SIGBUS, and can say nothing, when its RAM's file finds no room.
+        room = shutil.disk_usage(work).free
+        if room < ROOM:
+            raise OSError(errno.ENOSPC, f"{ROOM // MIB} MiB needed, {room // MIB} MiB free", str(store.root))
         identity = identity_of(spec)  # before the boot: what changes meanwhile makes it unfit
         machine = machine_of(spec, work / RAM, share=True)
         began = time.monotonic()
@@ -134,7 +142,8 @@ def build(key: str, spec: VmSpec, store: Store) -> None:
         raise TemplateError(f"template {key} could not be built: {error.strerror}: {error.filename}",
                             hint="if the cache's disk is full, `testbed snapshot prune` makes room") from error
     except TestbedError as error:
-        raise TemplateError(f"template {key} could not be built: {error}") from error
+        log = f" (log: {error.log})" if isinstance(error, VmError) else ""
+        raise TemplateError(f"template {key} could not be built: {error.message}{log}", hint=error.hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """What a testbed is made of, as a user writes it: VMs, regions, links, buses, networks. Pure, but for `load`.
 
-May depend on pydantic, tomllib, `host.region` (to lay regions out) and `testbed.errors`. One model for the TOML
+May depend on pydantic, tomllib, `host.region` (to lay regions out),
+`host.ivshmem.detour` (faults of doorbells) and `testbed.errors`. One model for the TOML
 file, for Python and for fixtures:
 
     topology = load(Path("pair.toml"))
@@ -24,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import PydanticCustomError
 
 from host.errors import RegionError
+from host.ivshmem.detour import Doorbells
 from host.region import RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
 from testbed.errors import SpecError
@@ -67,6 +69,7 @@ File = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
 Number = Annotated[int, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
+Real = Annotated[float, Field(strict=True)]
 
 
 class Table(BaseModel):
@@ -109,6 +112,7 @@ class Machine(Table):
         region_ports: how many regions can be plugged at a time; None for at least 4.
         region_port: the largest region that fits a port, a power of two; None for at least 256M.
         disks: in order.
+        gdb: "on" gives gdb a socket; with "wait" the guest does not start before gdb lets it.
         extra: goes to QEMU as it is.
     """
 
@@ -125,6 +129,7 @@ class Machine(Table):
     region_ports: Number | None = None
     region_port: Size | None = None
     disks: tuple[DiskFile, ...] = ()
+    gdb: Literal["off", "on", "wait"] = "off"
     extra: tuple[Text, ...] = ()
 
 
@@ -141,12 +146,29 @@ class ChannelTable(Table):
         return ChannelSpec(name, Kind[self.kind.upper()], *self.members, self.ring, self.slot or 0)
 
 
+class DoorbellFaults(Table):
+    """Faults of what one rw member rings at another, as `pair` names them; without one, of all that have no entry of
+    their own. The rest is as in `host.ivshmem.detour.Doorbells`.
+    """
+
+    pair: tuple[Text, Text] | None = None
+    drop: Real = 0.0
+    double: Real = 0.0
+    delay: tuple[Real, Real] = (0.0, 0.0)
+    seed: Number = 0
+
+    def faults(self) -> Doorbells:
+        """For `testbed.faults`. Raises RegionError for what is no probability or no delay."""
+        return Doorbells(self.drop, self.double, self.delay, self.seed)
+
+
 class RegionTable(Table):
     """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`."""
 
     size: Size = 16 * MIB
     members: dict[str, Literal["rw", "ro"]]
     channels: dict[str, ChannelTable] = {}
+    doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
     def spec(self, name: str) -> RegionSpec:
@@ -154,12 +176,17 @@ class RegionTable(Table):
         members = {member: Rights[rights.upper()] for member, rights in self.members.items()}
         return RegionSpec(name, self.size, members, [c.spec(channel) for channel, c in self.channels.items()])
 
+    def plan(self) -> dict[tuple[str, str], Doorbells]:
+        """Of a resolved region: the faults of its doorbells, by (member that rings, member rung)."""
+        return {entry.pair: entry.faults() for entry in self.doorbells if entry.pair is not None}
+
 
 class Link(Table):
     """A region of two members' own, with the channels that transfers and round trips use."""
 
     members: tuple[Text, ...]
     size: Size = 16 * MIB
+    doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
     @model_validator(mode="after")
@@ -177,6 +204,7 @@ class Bus(Table):
     size: Size = 16 * MIB
     ring: Size = 64 * KIB
     slot: Size = KIB
+    doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
     @model_validator(mode="after")
@@ -198,10 +226,13 @@ class NetworkTable(Table):
 
 
 class Topology(Table):
-    """A whole testbed. `processes` are host processes that join regions by themselves, as members beside the VMs."""
+    """A whole testbed. `processes` are host processes that join regions by themselves, as members beside the VMs.
+    `boot` says how VMs start, as in `testbed.bed.Boot`.
+    """
 
     name: Text = ""
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    boot: Literal["auto", "warm", "cold"] = "auto"
     qemu: Text = DEFAULT_QEMU
     keep: Literal["failed", "always", "never"] = "failed"
     vms: dict[str, Machine] = {}
@@ -325,6 +356,7 @@ class _Resolver:
         regions = self._regions()
         for name, region in regions.items():
             self._check_region(name, region)
+            regions[name] = region.model_copy(update={"doorbells": self._doorbells(name, region)})
         for name, network in given.networks.items():
             self._check_network(name, network)
         vms = {name: self._ports(name, vm, regions) for name, vm in given.vms.items()}
@@ -368,7 +400,7 @@ class _Resolver:
                 self._members(f"[{kind}.{name}] members", table.members)
                 channels = _link_channels(table) if isinstance(table, Link) else _bus_channels(table)
                 regions[name] = RegionTable(size=table.size, members=dict.fromkeys(table.members, "rw"),
-                                            channels=channels, plug=table.plug)
+                                            channels=channels, doorbells=table.doorbells, plug=table.plug)
         return regions
 
     def _region_table(self, name: str) -> str:
@@ -386,6 +418,33 @@ class _Resolver:
             region.spec(name).plan()
         except RegionError as error:
             self._fail(where, str(error.__cause__ or error))
+
+    def _doorbells(self, name: str, region: RegionTable) -> tuple[DoorbellFaults, ...]:
+        """Each with its pair."""
+        where = f"{self._region_table(name)} doorbells"
+        writers = [member for member, rights in region.members.items() if rights == "rw"]
+        every = list(itertools.permutations(writers, 2))
+        found: dict[tuple[str, str], DoorbellFaults] = {}
+        rest: DoorbellFaults | None = None
+        for index, entry in enumerate(region.doorbells):
+            try:
+                entry.faults()
+            except RegionError as error:
+                self._fail(f"{where}[{index}]", str(error))
+            if entry.pair is None:
+                if rest is not None:
+                    self._fail(f"{where}[{index}]", "a second entry without a pair")
+                rest = entry
+            elif entry.pair not in every:
+                self._fail(f"{where}[{index}].pair", f"{entry.pair[0]!r} cannot ring {entry.pair[1]!r} (rw members: "
+                           f"{', '.join(writers) or 'none'})")
+            elif entry.pair in found:
+                self._fail(f"{where}[{index}].pair", "named twice")
+            else:
+                found[entry.pair] = entry
+        if rest is not None:
+            found |= {pair: rest.model_copy(update={"pair": pair}) for pair in every if pair not in found}
+        return tuple(found.values())
 
     def _check_network(self, name: str, network: NetworkTable) -> None:
         where = f"[networks.{name}]"

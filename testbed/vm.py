@@ -71,6 +71,8 @@ class Vm:
     need be and is ended at the end. Thread-safe but for `start` and `close`.
     """
 
+    _huge_pages = True
+
     def __init__(self, spec: VmSpec, run: Run) -> None:
         self.spec = resolve_files(spec)
         self.run = run
@@ -131,13 +133,13 @@ class Vm:
                 self._began = time.monotonic()
                 try:
                     self._process = self.run.popen(
-                        self._command(wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds
+                        self._command(wiring), stdout=stderr, stderr=subprocess.STDOUT, pass_fds=fds,
+                        huge_pages=self._huge_pages,
                     )
                 except (FileNotFoundError, PermissionError) as error:
                     # A directory of PATH that may not be looked into also ends as "permission denied".
-                    raise SpecError(
-                        f"cannot run {self.spec.qemu}: {error.strerror}", hint="apt install qemu-system-x86"
-                    ) from error
+                    raise SpecError(f"cannot run {self.spec.qemu}: {error.strerror}",
+                                    hint="apt install qemu-system-x86") from error  # fmt: skip
             ours.pop_all()
         for listener, _ in ends.values():
             listener.close()

@@ -18,7 +18,10 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "idc" / "core"
-SOURCES = ("ring.c", "wait.c", "copy.c", "loops.c", "paced.c", "sockets.c", "fault.c")
+#: What measures is no part of the core, and lies with what calls it.
+MEASURE = ROOT / "idc" / "measure"
+SOURCES = tuple(CORE / name for name in ("ring.c", "wait.c", "copy.c", "fault.c")) + tuple(
+    MEASURE / name for name in ("loops.c", "paced.c", "sockets.c"))
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla", "-Werror")
 CFLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-pthread", *WARNINGS)
@@ -51,7 +54,7 @@ def make_ffibuilder() -> FFI:
     ffi.set_source(
         "idc._core",
         PRELUDE,
-        sources=[os.path.relpath(CORE / name, ROOT) for name in SOURCES],
+        sources=[os.path.relpath(path, ROOT) for path in SOURCES],
         include_dirs=[str(CORE)],
         depends=[str(CORE / "idc_core.h"), str(CORE / "inner.h")],
         extra_compile_args=list(CFLAGS),
@@ -67,7 +70,8 @@ def build_in_place() -> Path:
     """Compile in a temporary directory, then put the extension beside idc/__init__.py; returns its path."""
     with tempfile.TemporaryDirectory(prefix="idc-core-") as scratch:
         # cffi compiles inside its directory, so the relative source paths must hold there too.
-        shutil.copytree(CORE, Path(scratch) / "idc" / "core", ignore=shutil.ignore_patterns("__pycache__"))
+        for folder in (CORE, MEASURE):
+            shutil.copytree(folder, Path(scratch) / "idc" / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         built = Path(ffibuilder.compile(tmpdir=scratch))
         # The code keeps to the limited API whatever cffi names the file; setuptools names it so too, and two
         # names side by side would leave the stale one to be imported.

@@ -119,6 +119,18 @@ void idc_copy_run(int routine, void *dst, const void *src, uint64_t n)
         routines[routine].run(dst, src, n);
 }
 
+int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds)
+{
+    if (chunk == 0 || chunk > span || idc_copy_name(routine) == NULL)
+        return IDC_EINVAL;
+    uint64_t at = 0, start = idc_now_ns();
+    for (uint64_t i = 0; i < rounds; i++) {
+        idc_copy_run(routine, (uint8_t *)dst + at, (const uint8_t *)src + at, chunk);
+        at = at + 2 * chunk <= span ? at + chunk : 0;
+    }
+    return (int64_t)(idc_now_ns() - start);
+}
+
 /* The routine with the best of five rounds; on a noisy machine only the best round says anything. Walks through a
  * megabyte, because a ring is not in the nearest cache either. */
 static int measure(int size_class, uint8_t *dst, const uint8_t *src)

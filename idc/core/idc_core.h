@@ -158,6 +158,8 @@ void idc_copy_run(int routine, void *dst, const void *src, uint64_t n);
 int idc_copy_chosen(int size_class);
 int idc_copy_force(int size_class, int routine); /* routine -1: measure again. IDC_OK or IDC_EINVAL */
 void idc_copy(void *dst, const void *src, uint64_t n);
+/* ns for `rounds` copies of `chunk` bytes that walk through both areas of `span` bytes. */
+int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds);
 
 /* --- words of a handshake, naturally aligned --- */
 uint64_t idc_load64(const void *word);
@@ -166,8 +168,8 @@ uint32_t idc_load32(const void *word);
 void idc_store32(void *word, uint32_t value);
 void idc_fence(void);
 
-/* --- loops.c: each runs inside one call, ends at the deadline (absolute, idc_now_ns) at the latest, and returns
- * how many rounds or bytes it did, or a negative result. A sample is the mean of `per` round trips in ns. --- */
+/* --- idc/measure/loops.c: each runs inside one call, ends at the deadline (absolute, idc_now_ns) at the latest, and
+ * returns how many rounds or bytes it did, or a negative result. A sample is the mean of `per` round trips in ns. --- */
 int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline);
 int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
                       uint64_t per, int64_t spin_ns, uint64_t deadline);
@@ -185,10 +187,8 @@ int64_t idc_loop_pipe_out(void *indexes, void *data, uint64_t slots, uint64_t ch
                           uint64_t deadline);
 int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64_t chunk, uint64_t total, int routine,
                          uint64_t deadline);
-/* ns for `rounds` copies of `chunk` bytes that walk through both areas of `span` bytes. */
-int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds);
 
-/* --- paced.c --- */
+/* --- idc/measure/paced.c --- */
 int64_t idc_loop_clock(uint64_t n); /* ns for n readings of the clock */
 /* n messages one way, as fast as they go. */
 int64_t idc_loop_send(struct idc_ring *tx, uint64_t len, uint64_t n, int64_t spin_ns, uint64_t deadline);
@@ -196,7 +196,7 @@ int64_t idc_loop_receive(struct idc_ring *rx, uint64_t n, int64_t spin_ns, uint6
 /* Round trips due every interval_ns, each measured from when it was due. The other end: idc_loop_echo. */
 int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
                        uint64_t interval_ns, int64_t spin_ns, uint64_t deadline);
-/* --- sockets.c --- */
+/* --- idc/measure/sockets.c --- */
 int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per, int polls,
                          uint64_t deadline);
 int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline);

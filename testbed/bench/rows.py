@@ -25,13 +25,14 @@ class Row:
 
     Attributes:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
-            shared with a burner), "rate", "stream", "boot".
-        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2".
+            shared with a burner), "rate", "stream"; "cold-boot", "clone", "clone-memory", "clone-memory-pss",
+            "clone-idle".
+        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots.
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
         mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer.
         api: "core" (loops in C) or "python".
         size: bytes of a message, or of one write of a stream.
-        unit: "ns", "msg/s", "B/s" and, of boots, "s", "MiB", "%".
+        unit: "ns", "msg/s", "B/s" and, of boots, "s", "MB", "%".
         samples: recorded in the histogram; of a `value`, the rounds it is the median of.
         p50, p90, p99, p999, max: of all samples of all rounds.
         value: the median of the rounds.

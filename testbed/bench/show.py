@@ -36,7 +36,7 @@ def show(result: Result, console: Console) -> None:
         for size in dict.fromkeys(row.size for row in rows if row.name == "stream"):
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
             _print(console, f"streams in pieces of {_bytes(size)}, {_PLACES[domains]}", _values(found))
-        boots = [row for row in rows if row.name == "boot"]
+        boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
     show_bars(result, console)
@@ -114,7 +114,7 @@ def _values(rows: list[Row]) -> Table:
 def _boots(rows: list[Row]) -> Table:
     table = _table("unit", "p50", "p90", "max", "samples")
     for row in rows:
-        table.add_row(f"{row.path} {row.mode}: {row.note}", row.unit,
+        table.add_row(f"{row.name}: {row.note}", row.unit,
                       *(f"{value:.3f}" if row.unit == "s" else f"{value:.1f}" for value in
                         (row.p50 or 0.0, row.p90 or 0.0, row.max or 0.0)), str(row.samples))
     return table

@@ -40,7 +40,7 @@ def cli(runtime: Path) -> Cli:
     ("[vms.a", "is no TOML"),
     ("", "there is no VM"),
     ("[vms.a]\nimage = 'nothing'", "no image matches 'nothing'"),
-    ("[vms.a]\nkernel = 'nothing'", "[vms.a] kernel: there is no"),
+    ("[vms.a]\nkernel = 'nothing'", "[vms.a] kernel: "),
     ("[vms.a]\n[regions.r]\nsize = '3M'\nmembers = {a = 'rw'}", "3M is no power of two"),
     ("[vms.a]\n[regions.r]\nmembers = {b = 'rw'}", "'b' is no VM of this testbed"),
 ])
@@ -52,6 +52,16 @@ def test_up_refuses_in_one_line_and_starts_nothing(cli: Cli, runtime: Path, text
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list((runtime / "idc-testbed").glob("[0-9a-f]*"))
+
+
+def test_a_file_that_may_not_be_read_is_named(cli: Cli, runtime: Path) -> None:
+    (runtime / "bed.toml").mkdir()
+    for name, why in (("bed.toml", "Is a directory"), ("none.toml", "No such file or directory")):
+        path = runtime / name
+        assert cli("up", str(path), code=1).stderr == f"error: cannot read the topology {path}: {why}\n"
+    if os.geteuid() != 0:  # root may read everything
+        (runtime / "secret.toml").touch(mode=0)
+        assert "secret.toml: Permission denied" in cli("up", str(runtime / "secret.toml"), code=1).stderr
 
 
 def test_where_no_testbed_runs_each_command_says_so(cli: Cli) -> None:
@@ -68,6 +78,8 @@ def test_config_show_prints_what_is_meant(cli: Cli, tmp_path: Path) -> None:
     told = json.loads(cli("config", "show", "--resolved", "--json", str(tmp_path / "t.toml")).stdout)
     assert told["name"] == "t"
     assert told["regions"]["ab"]["members"] == {"a": "rw", "b": "rw"}
+    assert told["vms"]["a"]["gdb"] == "off"
+    assert told["regions"]["ab"]["doorbells"] == []
 
 
 def test_doctor_names_what_was_looked_at(cli: Cli) -> None:

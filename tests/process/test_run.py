@@ -68,6 +68,16 @@ def test_a_run_marks_its_processes_and_ends_them(base: Path) -> None:
         run.popen(["true"])
 
 
+def test_huge_pages_are_kept_from_one_process_alone(base: Path) -> None:
+    def enabled(*, huge_pages: bool) -> str:
+        command = ["grep", "THP_enabled", "/proc/self/status"]
+        process = run.popen(command, stdout=subprocess.PIPE, huge_pages=huge_pages)
+        return process.communicate(timeout=5)[0].decode().split()[1]
+
+    with Run(base=base) as run:
+        assert [enabled(huge_pages=huge) for huge in (True, False, True)] == ["1", "0", "1"]
+
+
 def test_a_failed_run_keeps_its_logs_but_no_socket(base: Path) -> None:
     def work() -> None:
         with Run(base=base) as run:

@@ -149,7 +149,8 @@ class TestPrune:
             (directory / file).write_bytes(bytes(4096))
         manifest = directory / "manifest.json"
         manifest.write_text(json.dumps(
-            {"name": "debian12", "hash": name, "files": files, "kernel_arguments": ["quiet"], "parts": parts}))
+            {"name": "debian12", "hash": name, "files": files, "bytes": dict.fromkeys(files, 4096),
+             "kernel_arguments": ["quiet"], "parts": parts}))
         os.utime(manifest, (when, when))
         cache.stages.mkdir(exist_ok=True)
         for part in parts:
@@ -183,6 +184,18 @@ class TestPrune:
         (cache.images / "debian12-aaa" / "aaa.rootfs").unlink()
         with pytest.raises(ImageError, match="damaged"):
             images.show(cache=tmp_path)
+
+    def test_a_truncated_image_is_said_to_be_and_how_to_get_rid_of_it(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        self.make(cache, "aaa", 1, [])
+        directory = cache.images / "debian12-aaa"
+        os.truncate(directory / "aaa.rootfs", 100)
+        with pytest.raises(ImageError) as caught:
+            images.show(cache=tmp_path)
+        why = "aaa.rootfs has 100 bytes, it was written with 4096"
+        assert str(caught.value) == (
+            f"the image in {directory} is damaged ({why}); try: rm -r {directory}, then testbed image build"
+        )
 
 
 class TestRunner:

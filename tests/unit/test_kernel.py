@@ -42,7 +42,7 @@ MULTIBOOT = b"x" + struct.pack("<I", 0x1BADB002)
                          ids=["bzImage", "pvh", "pvh behind others", "multiboot"])
 def test_what_boots_is_taken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "kernel").write_bytes(content)
-    assert find_kernel(tmp_path / "kernel", "vm") == tmp_path / "kernel"
+    assert find_kernel(tmp_path / "kernel", "VM own: kernel") == tmp_path / "kernel"
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_what_boots_is_taken(tmp_path: Path, content: bytes) -> None:
 def test_what_does_not_boot_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "kernel").write_bytes(content)
     with pytest.raises(SpecError, match=rf"VM own: kernel .*/kernel .*{words}"):
-        find_kernel(tmp_path / "kernel", "own")
+        find_kernel(tmp_path / "kernel", "VM own: kernel")
 
 
 def test_a_build_tree_stands_for_its_bzimage(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"directory without arch/x86/boot/bzImage\nhint: give a build tree"):
-        find_kernel(tmp_path, "own")
+        find_kernel(tmp_path, "VM own: kernel")
     (tmp_path / "Kbuild").touch()
     with pytest.raises(SpecError, match=f"hint: make -C {tmp_path} bzImage"):
-        find_kernel(tmp_path, "own")
+        find_kernel(tmp_path, "VM own: kernel")
     built = tmp_path / BUILD_TREE_KERNEL
     built.parent.mkdir(parents=True)
     built.write_bytes(BZIMAGE)
-    assert find_kernel(tmp_path, "own") == built
+    assert find_kernel(tmp_path, "VM own: kernel") == built
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         ("root file system", VmSpec("own", kernel, rootfs=gone)),
         ("disk", VmSpec("own", kernel, disks=(Disk(gone),))),
     ):
-        with pytest.raises(SpecError, match=f"VM own: cannot read {what} {gone}: No such file"):
+        with pytest.raises(SpecError, match=f"VM own: {what} {gone} cannot be read: No such file"):
             resolve_files(spec)
     assert resolve_files(VmSpec("own", kernel)).kernel == kernel

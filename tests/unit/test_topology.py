@@ -1,11 +1,14 @@
 """Topologies: what is written is what is understood, and every mistake is one line that names its place."""
 
+import itertools
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from host.ivshmem.detour import Doorbells
 from testbed import build
+from testbed.errors import SpecError
 from testbed.qemu_args import Memory, VmSpec, Wiring, qemu_args
 from testbed.topology import (
     Bus,
@@ -61,6 +64,16 @@ MISTAKES = [
     ("[networks.lan]", "[network.lan]", "no such key 'network'; did you mean 'networks'?"),
     ('lan]\nmembers = ["front", "back"]', "lan]\nmembers = []", "[networks.lan] members: a network needs"),
     ("[networks.lan]", "[networks.lan]\nkind = 'tab'", "[networks.lan] kind: input should be 'auto', 'tap', 'stream'"),
+    ("cpus = 2", "gdb = 'yes'", "[vms.back] gdb: input should be 'off', 'on' or 'wait', not 'yes'"),
+    ('size = "16M"', "doorbells = [{ drop = 2.0 }]",
+     "[regions.ro] doorbells[0]: doorbells: drop=2.0 is no probability"),
+    ('size = "16M"', "doorbells = [{ drp = 0.5 }]",
+     "[regions.ro] doorbells[0]: no such key 'drp'; did you mean 'drop'?"),
+    ('size = "16M"', "doorbells = [{ pair = ['front', 'back'] }]",
+     "[regions.ro] doorbells[0].pair: 'front' cannot ring 'back' (rw members: front)"),
+    ('size = "16M"', "doorbells = [{}, {}]", "[regions.ro] doorbells[1]: a second entry without a pair"),
+    ("[links.fb]", "[links.fb]\ndoorbells = [{ pair = ['back', 'front'] }, { pair = ['back', 'front'] }]",
+     "[links.fb] doorbells[1].pair: named twice"),
     ('name = "good"', 'name = "Not good"', "name: 'Not good' is no name"),
     ('name = "good"', 'accel = "hvf"', "accel: input should be 'auto', 'kvm' or 'tcg', not 'hvf'"),
 ]
@@ -132,25 +145,17 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_this_machine_lacks_is_told_before_anything_starts(tmp_path: Path) -> None:
     def refuse(**fields: object) -> str:
         bed = resolve(parse({"vms": {"front": fields}}, directory=tmp_path))
-        with pytest.raises(TopologyError) as caught:
+        with pytest.raises(SpecError) as caught:
             build.check_host(bed)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in caught.value.message
         return str(caught.value)
 
-    assert refuse(kernel="none") == f"[vms.front] kernel: there is no {tmp_path}/none"
+    assert refuse(kernel="none") == f"[vms.front] kernel: {tmp_path}/none cannot be read: No such file or directory"
     (tmp_path / "tree").mkdir()
-    assert "without arch/x86/boot/bzImage; build the kernel there" in refuse(kernel="tree")
+    assert "is a directory without arch/x86/boot/bzImage\nhint: give a build tree" in refuse(kernel="tree")
     assert refuse(disks=[{"path": "d"}]).startswith("[vms.front] disks[0].path: there is no ")
     assert "may not run on CPU 4095" in refuse(pin=[4095])
     assert "no image matches 'nothing'" in refuse(image="nothing")
-
-
-def test_a_build_tree_stands_for_its_kernel(tmp_path: Path) -> None:
-    kernel = tmp_path / "arch" / "x86" / "boot" / "bzImage"
-    kernel.parent.mkdir(parents=True)
-    kernel.write_bytes(b"kernel")
-    assert build.kernel_file("x", tmp_path) == kernel
-    assert build.kernel_file("x", None) is None
 
 
 def test_huge_pages_come_from_a_memfd() -> None:
@@ -163,3 +168,15 @@ def test_the_default_is_a_pair_and_a_link() -> None:
     resolved = resolve(pair())
     assert list(resolved.vms) == ["front", "back"]
     assert resolved.regions["front-back"].members == {"front": "rw", "back": "rw"}
+
+
+def test_faults_of_doorbells_are_resolved_to_pairs() -> None:
+    faults = [{"drop": 0.5, "seed": 7}, {"pair": ["b", "a"], "delay": [0, 0.25]}]
+    resolved = resolve(parse({"vms": {"a": {}, "b": {}, "c": {"gdb": "on"}},
+                              "buses": {"bus": {"members": ["a", "b", "c"], "doorbells": faults}}}))
+    plan = resolved.regions["bus"].plan()
+    assert plan["b", "a"] == Doorbells(delay=(0.0, 0.25))
+    assert set(plan) == set(itertools.permutations("abc", 2))
+    assert {pair for pair, bells in plan.items() if bells == Doorbells(drop=0.5, seed=7)} == set(plan) - {("b", "a")}
+    assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
+    assert resolved.vms["c"].gdb == "on"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,14 @@ def test_memory_is_private(pair: tuple[Vm, Vm]) -> None:
     two.fail("test -e /tmp/mine")
 
 
+def test_an_idle_one_has_no_more_than_30_mb_of_its_own(template: Template, spec: SpecMaker, run: Run) -> None:
+    with Clone(template, spec("idle"), run) as clone:
+        assert clone.spec.memory.mib == 256
+        fields = dict(line.split(":") for line in Path(f"/proc/{clone.pid}/smaps_rollup").read_text().splitlines()[1:])
+    assert int(fields["AnonHugePages"].split()[0]) == 0
+    assert int(fields["Private_Dirty"].split()[0]) * 1024 <= 30_000_000
+
+
 def test_two_clones_share_a_region_and_a_network(verdict: Verdict, image: Image, tmp_path: Path) -> None:
     source = tmp_path / "data"
     source.write_bytes(os.urandom(3 * MIB + 5))
@@ -159,7 +168,7 @@ def test_what_cannot_be_cloned_boots_and_says_so(
     said: list[str] = []
     started: list[Vm] = []
 
-    def start(vms: list[Vm]) -> list[Vm]:
+    def start(vms: list[Vm], _timeout: float) -> list[Vm]:
         started.extend(vms)
         return vms
 
@@ -227,10 +236,26 @@ def test_a_truncated_template_is_built_again_with_the_reason(store: Store, spec:
     assert list((store.root / "tmp").iterdir()) == []
 
 
+def test_a_full_disk_is_told_before_the_boot(
+    tmp_path: Path, spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * MIB))
+    with pytest.raises(TemplateError) as caught:
+        obtain(spec("any"), store=store)
+    told = f"could not be built: 300 MiB needed, 20 MiB free: {store.root}"
+    assert caught.value.message.endswith(told)
+    assert caught.value.hint.endswith("`testbed snapshot prune` makes room")
+    assert store.stored() == []
+    assert list((store.root / "tmp").iterdir()) == []
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, spec: SpecMaker) -> None:
     broken = spec("broken", kernel_args=("rdinit=/no/such/init", "init=/no/such/init"))
     store = Store(tmp_path / "store")
-    with pytest.raises(TemplateError, match=r"could not be built: [\s\S]*did not boot"):
+    with pytest.raises(TemplateError, match="could not be built: did not boot") as caught:
         obtain(broken, store=store)
+    assert "\n" not in caught.value.message
     assert store.stored() == []
     assert list((store.root / "tmp").iterdir()) == []

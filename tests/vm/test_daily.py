@@ -145,6 +145,14 @@ def test_cp_both_ways_and_its_errors(cli: Cli, tmp_path: Path) -> None:
     assert "is a directory; try: tar" in cli("cp", str(tmp_path), "front:/tmp", code=1).stderr
 
 
+def test_cp_does_not_replace_a_device(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    error = cli("cp", "front:/etc/hostname", str(tmp_path / "fifo"), code=1).stderr
+    assert "fifo: it is there and is no regular file" in error
+    assert error.count("\n") == 1
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
 def test_logs_and_console(cli: Cli) -> None:
     assert "front is a clone of template" in cli("logs", "front").stdout
     follow = cli.popen("logs", "-f", "back")
@@ -191,6 +199,13 @@ def test_dump_live_and_from_a_file(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(os.urandom(8192))
     assert "! header page" in cli("dump", str(tmp_path / "raw"), code=1).stdout
     assert "no region of a running testbed; did you mean 'front-back'?" in cli("dump", "frontback", code=1).stderr
+
+
+def test_dump_says_that_a_bundle_must_be_unpacked(cli: Cli, tmp_path: Path) -> None:
+    cli("bundle", "day", "-o", str(tmp_path / "b.tar.gz"))
+    error = cli("dump", str(tmp_path / "b.tar.gz"), code=1).stderr
+    assert error.startswith(f"error: {tmp_path}/b.tar.gz is packed; try: unpack it with tar -xf")
+    assert error.count("\n") == 1
 
 
 def test_bundle_has_it_all(cli: Cli, tmp_path: Path) -> None:
@@ -293,14 +308,22 @@ def test_a_topology_with_all_there_is(fresh: Cli, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"disk" * 4096)
     text = (ROOT / "docs" / "examples" / "cache.toml").read_text()
     text = text.replace("[vms.reader1]", f"[vms.reader1]\npin = [{cpu}]\ndisks = [{{path = 'disk', readonly = true}}]")
+    text = text.replace("[links.requests1]", "[links.requests1]\ndoorbells = [{drop = 1.0}]")
+    text = text.replace("[vms.reader2]", "[vms.reader2]\ngdb = 'on'")
     text += "[networks.out]\nkind = 'user'\nmembers = ['reader1']\n"
     (tmp_path / "all.toml").write_text(text)
-    fresh("up", str(tmp_path / "all.toml"))
+    said = fresh("up", str(tmp_path / "all.toml")).stderr
     bed = fresh.bed()
+    assert f"VM reader2: gdb: target remote {bed['directory']}/reader2.gdb\n" in said
     assert bed["name"] == "all"
     regions = {region["name"]: {m["name"]: m["plugged"] for m in region["members"]} for region in bed["regions"]}
     assert regions["pages"] == {"cache": True, "reader1": True, "reader2": True}
     assert regions["spare"] == {"reader1": False, "reader2": False}
+    faults = {region["name"]: {(pair["from"], pair["to"]) for pair in region["doorbell_faults"]}
+              for region in bed["regions"]}
+    assert faults.pop("requests1") == {("reader1", "cache"), ("cache", "reader1")}
+    assert not any(faults.values())
+    assert Path(bed["directory"], "reader2.gdb").is_socket()
     fresh("plug", "spare", "reader1")
     assert "has no member 'cache'" in fresh("plug", "spare", "cache", code=1).stderr
     assert fresh("exec", "reader1", "--", "head -c 4 /dev/vdb").stdout == "disk"

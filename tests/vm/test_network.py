@@ -1,6 +1,8 @@
 """The network between VMs."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,20 @@ def test_two_vms_reach_each_other(spec: SpecMaker, run: Run, wish: str) -> None:
 def test_more_than_two_vms_need_taps() -> None:
     with pytest.raises(NetworkError, match="need TAPs"):
         network.make(3, wish="stream")
+
+
+def test_a_tap_that_cannot_be_had_is_said_to_be_and_what_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "python"
+    code = "from testbed import network; network._TUN = '/no/tun'; network.main()"
+    child.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -c "{code}" "$@"\n')
+    child.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(child))
+    with pytest.raises(NetworkError, match="cannot make a TAP: ") as caught:
+        network.make(2, wish="tap")
+    assert 'a network of kind "stream" joins two VMs without any' in caught.value.hint
+    assert "\n" not in caught.value.message
+    with network.make(2) as net:
+        assert net.kind == "stream"
+        assert net.reason.startswith("cannot make a TAP: ")

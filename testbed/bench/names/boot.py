@@ -35,7 +35,7 @@ _CALM_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Memory:
-    """What one process holds, in MiB, from /proc/PID/smaps_rollup.
+    """What one process holds, in MB of 10^6 bytes, from /proc/PID/smaps_rollup.
 
     `private` are pages that it alone has written, `proportional` counts each shared page by its share.
     """
@@ -51,7 +51,7 @@ def memory_of(pid: int) -> Memory:
         name, _, rest = line.partition(":")
         if name in sizes:
             sizes[name] = int(rest.split()[0])
-    return Memory(sizes["Private_Dirty"] / 1024, sizes["Pss"] / 1024)
+    return Memory(sizes["Private_Dirty"] * 1024 / 1e6, sizes["Pss"] * 1024 / 1e6)
 
 
 def measure(setting: Setting, pace: Pace) -> list[Found]:
@@ -80,16 +80,16 @@ def measure(setting: Setting, pace: Pace) -> list[Found]:
                     proportional.append(memory.proportional)
     what = f"idle clone of {MEMORY_MIB} MiB"
     return [
-        _found("cold", "boot", "s", boots, "QEMU's start to the agent's first answer"),
-        _found("clone", "boot", "s", clones, "the same, as itself: name, clock, randomness"),
-        _found("clone", "memory", "MiB", private, f"{what}: pages of its own"),
-        _found("clone", "memory-share", "MiB", proportional, f"{what}: with its share of shared pages"),
-        _found("clone", "idle", "%", idle, f"{what}: of one processor, over {IDLE_SECONDS:g} s"),
+        _found("cold-boot", "s", boots, "QEMU's start to the agent's first answer"),
+        _found("clone", "s", clones, "the same, as itself: name, clock, randomness"),
+        _found("clone-memory", "MB", private, f"{what}: pages of its own, 10^6 bytes"),
+        _found("clone-memory-pss", "MB", proportional, f"{what}: with its share of shared pages, 10^6 bytes"),
+        _found("clone-idle", "%", idle, f"{what}: of one processor, over {IDLE_SECONDS:g} s"),
     ]
 
 
-def _found(path: str, mode: str, unit: str, samples: list[float], note: str) -> Found:
-    return Found(Row("boot", path, "vm", mode, "core", MEMORY_MIB << 20, unit, len(samples), rounds=tuple(samples),
+def _found(name: str, unit: str, samples: list[float], note: str) -> Found:
+    return Found(Row(name, "boot", "vm", None, "core", MEMORY_MIB << 20, unit, len(samples), rounds=tuple(samples),
                      p50=percentile(samples, 50), p90=percentile(samples, 90), p99=percentile(samples, 99),
                      p999=percentile(samples, 99.9), max=max(samples), note=note), None)
 

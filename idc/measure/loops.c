@@ -246,15 +246,3 @@ int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64
     uint64_t *words = indexes;
     return pipeline(words + SECOND_INDEX, words, NULL, data, slots, chunk, total, routine, deadline);
 }
-
-int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds)
-{
-    if (chunk == 0 || chunk > span || idc_copy_name(routine) == NULL)
-        return IDC_EINVAL;
-    uint64_t at = 0, start = idc_now_ns();
-    for (uint64_t i = 0; i < rounds; i++) {
-        idc_copy_run(routine, (uint8_t *)dst + at, (const uint8_t *)src + at, chunk);
-        at = at + 2 * chunk <= span ? at + chunk : 0;
-    }
-    return (int64_t)(idc_now_ns() - start);
-}
