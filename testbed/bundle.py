@@ -48,7 +48,7 @@ class Bundle:
         try:
             self._tar = tarfile.open(self._temporary, "x:gz")  # noqa: SIM115 - closed by close() or abandon()
         except OSError as error:
-            raise SpecError(f"cannot write {path}: {error.strerror}") from error
+            raise SpecError(f"cannot write {path}: {error.strerror}", hint="-o takes another place") from error
 
     def add(self, name: str, content: str | bytes) -> None:
         """A file with that content."""
@@ -103,7 +103,7 @@ def make(path: Path, *, entry: Entry | None = None, directory: Path | None = Non
         bundle.close()
     except OSError as error:
         bundle.abandon()
-        raise SpecError(f"cannot write {path}: {error.strerror}") from error
+        raise SpecError(f"cannot write {path}: {error.strerror}", hint="-o takes another place") from error
     except BaseException:
         bundle.abandon()
         raise

@@ -262,7 +262,9 @@ def load(path: Path) -> Topology:
             data = tomllib.load(file)
     except OSError as error:
         raise TopologyError(f"cannot read the topology {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise TopologyError(f"{path} is no TOML: byte {error.start} is not UTF-8 text, which TOML has to be") from error
+    except tomllib.TOMLDecodeError as error:
         raise TopologyError(f"{path} is no TOML: {error}") from error
     return parse(data, source=str(path), directory=path.resolve().parent, default_name=path.stem)
 

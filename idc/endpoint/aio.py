@@ -31,6 +31,7 @@ class AsyncCaller:
         self.endpoint = Endpoint(port, client or Client(), resources or Resources())
         self._loop = asyncio.get_running_loop()
         self._changed: set[asyncio.Future[None]] = set()
+        self._answers: set[asyncio.Future[Completion]] = set()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._failed: BaseException | None = None
@@ -88,7 +89,11 @@ class AsyncCaller:
                 raise ClosedError("the endpoint is destroyed")
             await self._change()
         self._soon()
-        return await answer
+        self._answers.add(answer)
+        try:
+            return await answer
+        finally:
+            self._answers.discard(answer)
 
     async def _change(self) -> None:
         """Until the next pump that did something."""
@@ -136,6 +141,10 @@ class AsyncCaller:
                     change.set_result(None)
                 else:
                     change.set_exception(error)
+        if error is not None:
+            for answer in tuple(self._answers):
+                if not answer.done():
+                    answer.set_exception(error)
 
     def _stop(self) -> None:
         if self._fd >= 0:

@@ -114,6 +114,7 @@ class Endpoint:
         self._session: Session | None = None
         self._inbox: deque[bytes] = deque()
         self._dirty = False
+        self._broken: DisconnectedError | None = None
         self._destroyed: Callable[[], None] | None = None
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
@@ -236,16 +237,20 @@ class Endpoint:
         return None if self.state in (State.CONNECTED, State.DESTROYED) else UNCONNECTED_LOOK
 
     def _establish(self, timeout: float) -> bool:
-        if not self._progress() and timeout > 0 and self.state is not State.DESTROYED:
-            pause = self._not_before - time.monotonic()
-            if pause > 0 and self.state is State.PRESENT:
-                time.sleep(min(pause, timeout))
-            else:
-                self._port.wait(timeout)
-            return self._progress()
-        return True
+        if self._progress():
+            return True
+        if timeout <= 0:
+            return False
+        pause = self._not_before - time.monotonic()
+        if pause > 0 and self.state is State.PRESENT:
+            time.sleep(min(pause, timeout))
+        else:
+            self._port.wait(timeout)
+        return self._progress()
 
     def _progress(self) -> bool:
+        if self.state is State.DESTROYING:
+            return False  # only the client's `done` leads on
         before = self.state, self._session
         there = self._port.look()
         if there and self.state in (State.ABSENT, State.VANISHING):
@@ -282,7 +287,7 @@ class Endpoint:
     def _begin(self, carrier: Carrier) -> None:
         resources = self._resources
         session = Session(resources.accepts, resources.requests, resources.messages, self._post)
-        self._carrier, self._session = carrier, session
+        self._carrier, self._session, self._broken = carrier, session, None
         self._inbox.clear()
         needed = resources.frames
         try:
@@ -299,7 +304,11 @@ class Endpoint:
 
     def _post(self, frame: bytes) -> None:
         assert self._carrier is not None
-        self._carrier.post(frame)
+        try:
+            self._carrier.post(frame)
+        except DisconnectedError as error:
+            self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
+            raise
         self._dirty = True
 
     def _refill(self, timeout: float) -> bool:
@@ -311,10 +320,14 @@ class Endpoint:
     def _take(self, timeout: float) -> bool:
         self.notify()
         try:
+            if self._broken is not None:
+                raise self._broken
             if self.state is State.CONNECTED and not self._inbox and not self._refill(timeout):
                 return False
             while self._inbox and self.state is State.CONNECTED:
                 self._handle(self._inbox.popleft())
+                if self._broken is not None:
+                    raise self._broken
         except ProtocolError as error:
             self._lost(error, bye=str(error))
         except DisconnectedError as error:
@@ -333,8 +346,6 @@ class Endpoint:
                 self._client.transaction(self, event)
             else:
                 self._client.message(self, event)
-        except DisconnectedError:
-            raise
         except Exception as error:  # whatever a handler raises is its submitter's to know
             log.exception("a handler of %s failed", type(self._client).__name__)
             if not event.completed:
@@ -369,6 +380,7 @@ class Endpoint:
     def _drop(self, reason: str, bye: str = "") -> None:
         carrier, self._carrier = self._carrier, None
         self._dirty = False
+        self._broken = None
         self._inbox.clear()
         if carrier is None:
             return

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _LENGTH: Final = struct.Struct("<I")
 #: Bytes asked of the kernel at a time.
 CHUNK: Final = 1 << 18
+#: Such pieces taken in one call, at most: a peer that sends without end must not keep us in here.
+CHUNKS: Final = 4
+#: Most bytes that wait for a peer that does not read, before it is taken for one that means ill.
+MOST_UNSENT: Final = 1 << 26
 #: Frames each way: the output queue is memory of this side's own, and the quotas bound it.
 CAPACITY: Final = 1 << 17
 FRAME_BYTES: Final = (1 << 24) + 64
@@ -65,6 +69,8 @@ class TcpCarrier:
         """See there."""
         if self._gone is not None:
             raise self._gone
+        if len(self._out) + len(frame) > MOST_UNSENT:
+            raise ProtocolError(f"the peer does not read: {len(self._out)} bytes wait for it")
         self._out += _LENGTH.pack(len(frame))
         self._out += frame
 
@@ -100,7 +106,7 @@ class TcpCarrier:
         return frames
 
     def _receive(self) -> list[bytes]:
-        while True:
+        for _ in range(CHUNKS):
             try:
                 data = self._socket.recv(CHUNK)
             except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from idc.endpoint.frames import Kind, encode, hello
 from idc.endpoint.lifecycle import State
 from idc.endpoint.stream import Stream
 from idc.errors import MisuseError, PeerGoneError, TimedOutError
+from idc.transport import tcp
 from idc.transport.address import open_port
 from idc.transport.local import LocalCarrier, LocalPort, meeting
 
@@ -188,6 +190,53 @@ def test_an_unfinished_transaction_holds_the_disconnect_back() -> None:
     assert held[0].complete() is Result.CLOSED
     assert endpoint.state.name == "PRESENT"
     hostile.join(endpoint)
+    endpoint.destroy()
+
+
+def test_a_handler_that_loses_a_connection_of_its_own_keeps_this_one() -> None:
+    """A middle of a stack, whose back end is gone."""
+
+    class Middle(Client):
+        def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
+            raise PeerGoneError("the back end of this middle")
+
+    endpoint, _, carrier = connected(Middle())
+    carrier.post(encode(Kind.REQUEST, 1))
+    carrier.flush()
+    endpoint.pump(1.0)
+    assert b"PeerGoneError: the back end of this middle" in carrier.take(1.0)[-1]
+    assert endpoint.state is State.CONNECTED
+    endpoint.destroy()
+
+
+def test_an_endpoint_that_waits_for_its_peer_says_that_nothing_happened() -> None:
+    mine, _ = meeting()
+    endpoint = Endpoint(mine, Client(), Resources())
+    endpoint.pump()
+    assert not endpoint.pump()
+    assert endpoint.arm()
+    endpoint.destroy()
+
+
+def test_a_tcp_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "MOST_UNSENT", 1 << 20)
+    listener = tcp.ListenPort("127.0.0.1", 0)
+    endpoint = Endpoint(listener, Client(), Resources())
+    with socket.create_connection(listener.address) as peer:
+        greeting = hello(Quotas())
+        peer.sendall(len(greeting).to_bytes(4, "little") + greeting)
+        while endpoint.state is not State.CONNECTED:
+            endpoint.pump(0.1)
+        request = encode(Kind.REQUEST, 1, bytes(8))
+        flood = (len(request).to_bytes(4, "little") + request) * 4096
+        deadline = time.monotonic() + 30
+        peer.setblocking(False)
+        while endpoint.state.name == "CONNECTED":
+            assert time.monotonic() < deadline
+            with contextlib.suppress(BlockingIOError):
+                peer.send(flood)
+            endpoint.pump(0.0)
+    assert "does not read" in endpoint.reason
     endpoint.destroy()
 
 
