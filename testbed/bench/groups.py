@@ -61,6 +61,7 @@ class Group:
         pair: the ends; None only for boots.
         subjects: in the order of their turns.
         during: a context that is entered while they are measured: a load, for one.
+        rivals: ways to one row each that take long: each is measured once, the best of them takes turns.
         scout: ways to copy, for one row each, of which there are too many: all are tried shortly, the best take turns.
     """
 
@@ -68,6 +69,7 @@ class Group:
     pair: Pair
     subjects: list[Subject]
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    rivals: list[list[Subject]] = field(default_factory=list)
     scout: list[list[CopyLoop]] = field(default_factory=list)
 
 
@@ -83,9 +85,12 @@ def measure(group: Group, pace: Pace) -> list[Found]:
     """All turns of one group. Raises BenchFailed, with the row's name, when a subject fails."""
     with group.during():
         subjects, tried = list(group.subjects), {}
+        for rivals in group.rivals:
+            best, tried[rivals[0].key] = _try_once(rivals, group.pair, pace)
+            subjects.append(best)
         for ways in group.scout:
-            best, tried[ways[0].key] = scout(group.pair, ways, pace.scout_seconds, pace.kept)
-            subjects += best
+            kept, tried[ways[0].key] = scout(group.pair, ways, pace.scout_seconds, pace.kept)
+            subjects += kept
         warm = {id(subject): _named(subject, group.pair, subject.prepare, pace.seconds) for subject in subjects}
         _same_samples(subjects)
         takes: dict[int, list[Taken]] = {id(subject): [] for subject in subjects}
@@ -97,6 +102,19 @@ def measure(group: Group, pace: Pace) -> list[Found]:
         rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)]) for subject in variants]
         found.append(_best(rows, tried.get(variants[0].key, {})))
     return found
+
+
+def _try_once(rivals: list[Subject], pair: Pair, pace: Pace) -> tuple[Subject, dict[str, float]]:
+    """The best of several, by one take each, and what each did."""
+    if len(rivals) == 1:
+        return rivals[0], {}
+    figures: dict[str, float] = {}
+    for subject in rivals:
+        _named(subject, pair, subject.prepare, pace.seconds)
+        taken = _named(subject, pair, subject.take, pace.seconds)
+        figures[subject.variant] = taken.value or float(statistics.median_low(taken.samples or [0]))
+    choose = min if rivals[0].key.unit == "ns" else max
+    return choose(rivals, key=lambda subject: figures[subject.variant]), figures
 
 
 def _named(subject: Subject, pair: Pair, call: Callable[[float], T], seconds: float) -> T:

@@ -22,7 +22,8 @@ MODES = ("poll", "doorbell", "adaptive")
 def groups(place: Place, pace: Pace) -> list[Group]:
     """One for each size, in which all modes and peers take turns; then by timetable; then with busy VMs."""
     pair = place.pair
-    found = [Group(f"round trips of {size} bytes", pair, _closed(place, size, pace)) for size in SIZES]
+    found = [Group(f"round trips of {size} bytes", pair, _closed(place, size, pace), rivals=_tools(place, size))
+             for size in SIZES]
     found.append(Group("round trips by a timetable", pair, [OpenLoop(pair, mode, 64) for mode in MODES]))
     if place.vms:
         busy = "rtt-busy"
@@ -39,11 +40,14 @@ def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
     for path in place.sockets:
         subjects += [socket_round_trip(pair, path, "core", size, polls=polls) for polls in (False, True)]
         subjects.append(socket_round_trip(pair, path, "python", size))
-    if place.vms:
-        near, far = place.vms
-        options: list[tuple[str, ...]] = [()] if pace.quick else [(), ("--nonblocked",)]
-        subjects += [Sockperf(near, far, place.address, size, *option) for option in options]
     return subjects if pace.quick and size != SIZES[0] else [*subjects, *iceoryx(place, "rtt", size)]
+
+
+def _tools(place: Place, size: int) -> list[list[Subject]]:
+    if place.vms is None:
+        return []
+    near, far = place.vms
+    return [[Sockperf(near, far, place.address, size, *options) for options in ((), ("--nonblocked",))]]
 
 
 BENCH = Bench("rtt", "round trips of messages", groups=groups, order=10)

@@ -24,7 +24,8 @@ MODES = ("poll", "adaptive")
 def groups(place: Place, pace: Pace) -> list[Group]:
     """One for each size."""
     return [Group(f"streams in pieces of {size} bytes", place.pair, _subjects(place, size, pace),
-                  scout=[pipelines(place.pair, size), copies(place.pair, size)]) for size in SIZES]
+                  rivals=_tools(place, size, pace), scout=[pipelines(place.pair, size), copies(place.pair, size)])
+            for size in SIZES]
 
 
 def _subjects(place: Place, size: int, pace: Pace) -> list[Subject]:
@@ -32,12 +33,17 @@ def _subjects(place: Place, size: int, pace: Pace) -> list[Subject]:
     modes = ("poll",) if pace.quick and size != MAIN else MODES
     subjects: list[Subject] = [stream(pair, mode, api, size) for api in ("core", "python") for mode in modes]
     subjects += [socket_stream(pair, path, api, size) for path in place.sockets for api in ("core", "python")]
-    if pace.quick and size != MAIN:
-        return subjects
-    if place.vms:
-        near, far = place.vms
-        subjects += [Iperf(near, far, place.address, size, *options) for options in ((), ("--zerocopy",))]
-    return [*subjects, *iceoryx(place, "stream", size)]
+    # Two new processes for each take: for a few sizes only.
+    if size == MAIN or (size in (4096, 1 << 20) and not pace.quick):
+        subjects += iceoryx(place, "stream", size)
+    return subjects
+
+
+def _tools(place: Place, size: int, pace: Pace) -> list[list[Subject]]:
+    if place.vms is None or (pace.quick and size != MAIN):
+        return []
+    near, far = place.vms
+    return [[Iperf(near, far, place.address, size, *options) for options in ((), ("--zerocopy",))]]
 
 
 BENCH = Bench("stream", "bytes one way", groups=groups, order=30)
