@@ -91,7 +91,7 @@ def test_a_timetable_counts_a_stall_for_each_message_that_was_due_in_it(two: Two
     assert [answer.keys() for answer in two.run(near, far, late=0.06)] == [{"ok"}, {"ok"}]
     slow = [sample for sample in two.samples() if sample > 10_000_000]
     assert len(slow) >= 40, "a closed loop would have seen one"
-    assert slow == sorted(slow, reverse=True)
+    assert max(slow) > 50_000_000
 
 
 @pytest.mark.parametrize("mode", ["poll", "doorbell"])
