@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -314,7 +313,6 @@ def mistakes_front(address: str) -> None:
 
 
 def mistakes_back(address: str) -> None:
-    logging.disable()
     client = Faulty()
     endpoint = Endpoint(open_port(address), client, SMALL.resources())
     drive(endpoint, until=lambda: client.cycles == 2)
