@@ -85,7 +85,8 @@ def chaos(place: tuple[str, str], cycles: int, seed: int, log: Path) -> None:
             front.run(lambda: front.endpoint.state is not State.CONNECTED)
             if cycle == 2:
                 files = len(os.listdir("/proc/self/fd"))
-        assert len(os.listdir("/proc/self/fd")) <= files, "descriptors leak"
+        # one more or less: a new connection may be under way at either look
+        assert len(os.listdir("/proc/self/fd")) <= files + 2, "descriptors leak"
         last = front.next
         front.run(lambda: len(front.completed) > last + 8 and front.endpoint.state is State.CONNECTED)
     finally:
