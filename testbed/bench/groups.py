@@ -49,7 +49,7 @@ class Pace:
 
 
 QUICK = Pace(2, 0.08, 0.005, 1, quick=True)
-FULL = Pace(5, 0.15, 0.03, 2, quick=False)
+FULL = Pace(5, 0.12, 0.02, 2, quick=False)
 
 
 @dataclass

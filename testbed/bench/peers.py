@@ -109,13 +109,14 @@ class Iperf(Tool):
     def prepare(self, seconds: float) -> int:
         """See `Subject`."""
         del seconds
-        total = max(256 * self.key.size, 1 << 20) if self.key.size < 16384 else 16 << 20
+        # Some hundredths of a second at least: of a run that is over at once iperf3 reports a rate of 0.
+        total = 1 << 20 if self.key.size < 1024 else 16 << 20
         self._rate = self._run(total)[0]
         return total
 
     def take(self, seconds: float) -> Taken:
         """See `Subject`."""
-        total = int(self._rate * max(seconds, IPERF_LEAST))
+        total = max(int(self._rate * max(seconds, IPERF_LEAST)), 1 << 20)
         rate, ran = self._run(total)
         taken = cost(ran, total / 1e9, total / 1e9)
         taken.value = rate

@@ -130,6 +130,9 @@ def _footer(result: Result, console: Console) -> None:
     lines.append(f"commit {host.get('commit') or 'unknown'}{' with changes' if host.get('dirty') else ''}; "
                  f"{result.seconds:g} s{', quick' if result.quick else ''}")
     lines += [f"not measured: {what}" for what in result.absent]
+    load, cpus = host.get("load_before", 0.0), host.get("cpus", 1)
+    if load > cpus / 2:
+        lines.append(f"others were busy here when it began (load {load:.1f} on {cpus} CPUs): mind the spread of the rounds")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
