@@ -132,7 +132,7 @@ def _footer(result: Result, console: Console) -> None:
     lines += [f"not measured: {what}" for what in result.absent]
     load, cpus = host.get("load_before", 0.0), host.get("cpus", 1)
     if load > cpus / 2:
-        lines.append(f"others were busy here when it began (load {load:.1f} on {cpus} CPUs): mind the spread of the rounds")
+        lines.append(f"others were busy when it began (load {load:.1f} on {cpus} CPUs): mind the spread of rounds")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
