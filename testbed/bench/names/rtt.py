@@ -22,7 +22,7 @@ MODES = ("poll", "doorbell", "adaptive")
 def groups(place: Place, pace: Pace) -> list[Group]:
     """One for each size, in which all modes and peers take turns; then by timetable; then with busy VMs."""
     pair = place.pair
-    found = [Group(f"round trips of {size} bytes", pair, _closed(place, size, pace), rivals=_tools(place, size))
+    found = [Group(f"round trips of {size} bytes", pair, _closed(place, size, pace), rivals=_tools(place, size, pace))
              for size in SIZES]
     found.append(Group("round trips by a timetable", pair, [OpenLoop(pair, mode, 64) for mode in MODES]))
     if place.vms:
@@ -43,11 +43,12 @@ def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
     return subjects if pace.quick and size != SIZES[0] else [*subjects, *iceoryx(place, "rtt", size)]
 
 
-def _tools(place: Place, size: int) -> list[list[Subject]]:
+def _tools(place: Place, size: int, pace: Pace) -> list[list[Subject]]:
     if place.vms is None:
         return []
     near, far = place.vms
-    return [[Sockperf(near, far, place.address, size, *options) for options in ((), ("--nonblocked",))]]
+    ways: list[tuple[str, ...]] = [()] if pace.quick else [(), ("--nonblocked",)]
+    return [[Sockperf(near, far, place.address, size, *options) for options in ways]]
 
 
 BENCH = Bench("rtt", "round trips of messages", groups=groups, order=10)
