@@ -44,7 +44,7 @@ def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
 
 
 def _tools(place: Place, size: int, pace: Pace) -> list[list[Subject]]:
-    if place.vms is None:
+    if place.vms is None or (pace.quick and size != SIZES[0]):
         return []
     near, far = place.vms
     ways: list[tuple[str, ...]] = [()] if pace.quick else [(), ("--nonblocked",)]
