@@ -63,15 +63,16 @@ def run(setting: Setting) -> tuple[Result, list[Found]]:
     virtual: set[Domains] = {domains for domains in setting.domains if domains != "process"}
     if placed and virtual:
         with places.machines(virtual, setting.steps, accel=setting.accel, qemu=setting.qemu) as found:
-            verdict = found.bed.verdict
-            state.accel, state.reason = verdict.accel, verdict.reason
+            state.accel, state.reason = found.bed.verdict.accel, found.bed.verdict.reason
             state.host |= facts.of_testbed(found.bed)
             for place in found.places:
                 _note_ends(state, place)
                 _at(place, placed, state)
     for bench in benches:
         if bench.alone is not None:
-            state.found += bench.alone(setting, pace)
+            verdict, rows = bench.alone(setting, pace)
+            state.accel, state.reason = verdict.accel, verdict.reason
+            state.found += rows
     result = Result(accel=state.accel, accel_reason=state.reason, host=state.host, quick=setting.quick, started=started,
                     results=tuple(each.row for each in state.found), absent=tuple(state.absent),
                     seconds=round(time.monotonic() - began, 1))  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from testbed.accel import Verdict
     from testbed.bench.groups import Found, Group, Pace
     from testbed.bench.places import Place
     from testbed.bench.setting import Setting
@@ -23,7 +24,7 @@ class Bench:
         name: what `testbed bench` calls it.
         help: one line.
         groups: what is measured at a place; None if it needs none.
-        alone: measures by itself; None if it is all groups.
+        alone: measures by itself, in VMs of the accelerator that it returns; None if it is all groups.
         default: whether `testbed bench` without names runs it.
         order: those with less come first.
     """
@@ -31,7 +32,7 @@ class Bench:
     name: str
     help: str
     groups: Callable[[Place, Pace], list[Group]] | None = None
-    alone: Callable[[Setting, Pace], list[Found]] | None = None
+    alone: Callable[[Setting, Pace], tuple[Verdict, list[Found]]] | None = None
     default: bool = True
     order: int = 50
 

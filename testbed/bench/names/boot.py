@@ -23,6 +23,7 @@ from testbed.vm import Vm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from testbed.accel import Verdict
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
 
@@ -54,8 +55,12 @@ def memory_of(pid: int) -> Memory:
     return Memory(sizes["Private_Dirty"] * 1024 / 1e6, sizes["Pss"] * 1024 / 1e6)
 
 
-def measure(setting: Setting, pace: Pace) -> list[Found]:
-    """Boot some VMs and clone more, one after the other, each to its agent's first answer as itself."""
+def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
+    """Boot some VMs and clone more, one after the other, each to its agent's first answer as itself.
+
+    Returns:
+        The accelerator of those VMs, and what was found.
+    """
     samples, cold = (5, 1) if pace.quick else (20, 3)
     say = setting.steps.say
     with Testbed(accel=setting.accel, qemu=setting.qemu, notify=say) as bed:
@@ -79,7 +84,7 @@ def measure(setting: Setting, pace: Pace) -> list[Found]:
                     private.append(memory.private)
                     proportional.append(memory.proportional)
     what = f"idle clone of {MEMORY_MIB} MiB"
-    return [
+    return bed.verdict, [
         _found("cold-boot", "s", boots, "QEMU's start to the agent's first answer"),
         _found("clone", "s", clones, "the same, as itself: name, clock, randomness"),
         _found("clone-memory", "MB", private, f"{what}: pages of its own, 10^6 bytes"),
