@@ -89,6 +89,7 @@ struct idc_ring {
     int32_t wake_fd;                     /* eventfd that the peer's bell makes readable; -1: none, poll only */
     uint32_t nwatch;
     uint32_t spin_score, waits;          /* whether spinning has paid of late */
+    uint32_t trial, trial_gap, next_trial; /* waits left of a trial of spinning; see wait.c */
     struct idc_bell bell;
     struct idc_watch watch[4];
     struct idc_counters count;

@@ -16,6 +16,9 @@
 #endif
 
 enum { SLOT_HEADER = 8, LINE = 64 };
+/* Whether polling has paid of late: a score; and polls with no PAUSE between, as long as a round trip takes between two
+ * sides that are awake. */
+enum { SCORE_MAX = 15, SCORE_SPIN = 4, SCORE_WON = 4, EAGER_POLLS = 64 };
 
 static inline uint64_t load_acquire(const uint64_t *word)
 {
@@ -126,6 +129,23 @@ static inline int ring_corrupt(struct idc_ring *r, uint32_t reason, uint64_t val
     r->reason = reason;
     r->bad = value;
     return ring_end(r, IDC_CORRUPT);
+}
+
+/* Kind, role and not ended, in one test: a small message passes many tests a second. */
+static inline bool may_post(const struct idc_ring *r)
+{
+    return (r->kind | r->role | (uint32_t)r->ended) == 0; /* IDC_MESSAGES, IDC_PRODUCER, IDC_OK */
+}
+
+static inline bool may_take(const struct idc_ring *r)
+{
+    return (r->kind | (r->role ^ IDC_CONSUMER) | (uint32_t)r->ended) == 0;
+}
+
+static inline void spin_won(struct idc_ring *r)
+{
+    r->spin_score = r->spin_score + SCORE_WON < SCORE_MAX ? r->spin_score + SCORE_WON : SCORE_MAX;
+    r->count.spins_won++;
 }
 
 static inline uint8_t *slot_at(const struct idc_ring *r, uint64_t index)

@@ -9,16 +9,17 @@
 #include <unistd.h>
 
 enum {
-    EAGER_POLLS = 64,            /* polls with no PAUSE between: as long as a round trip between two awake sides */
     POLLS_PER_LOOK = 256,        /* polls between looks at the clock and the watch words: a look costs 20 polls */
-    YIELD_AFTER_NS = 20000,      /* a spin this long means the peer may want this very CPU */
+    YIELD_AFTER_NS = 20000,      /* a spin this long means the peer may want this very CPU, if it can run here */
     POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
     RECHECK_NS = 100000000,      /* the safety recheck */
     IN_FLIGHT_NS = 5000000,      /* a doorbell this much behind its data was under way, not lost */
     STORM = 1024,                /* wake-ups to nothing in one wait, then IDC_INTR: none of these polls sees a signal */
     PROBE_EVERY = 16,            /* waits between attempts to spin when spinning has not paid */
-    SCORE_MAX = 15,
-    SCORE_SPIN = 4,
+    TRIAL_NS = 500000,           /* how long a wait of a trial polls: longer than a doorbell there and back takes */
+    TRIAL_WAITS = 20,            /* a trial; more than PROBE_EVERY, so that the peer probes meanwhile */
+    TRIAL_GAP = 64,              /* waits to the next trial; doubled by each that fails */
+    TRIAL_GAP_MOST = 512,
 };
 
 int idc_pause_is_cheap = 1;
@@ -87,11 +88,12 @@ int idc_bell_wait(int fd, int64_t timeout_ns)
     return rc == 1 ? IDC_OK : rc;
 }
 
-/* 1 or negative when done, 0 when the budget is spent. The clock is first read after POLLS_PER_LOOK polls, so that a
- * short wait never pays for it (under TCG it can cost more than the round trip). */
-static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns)
+/* 1 or negative when done, 0 when the budget is spent; `spent` is how long that took. The clock is first read after
+ * POLLS_PER_LOOK polls, so that a short wait never pays for it (under TCG it can cost more than the round trip). */
+static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns, uint64_t *spent)
 {
     uint64_t start = 0, now;
+    bool elsewhere = r->bell.reg != NULL; /* the peer is another machine, which needs none of this one's CPUs */
     const uint8_t *second = r->touch != 0 ? slot_at(r, r->pos) + LINE : NULL;
     for (uint32_t polls = 1;; polls++) {
         int rc = ready(r, need);
@@ -109,9 +111,10 @@ static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns)
         now = idc_now_ns();
         if (start == 0)
             start = now;
-        if (now - start >= budget_ns)
+        *spent = now - start;
+        if (*spent >= budget_ns)
             return 0;
-        if (now - start >= YIELD_AFTER_NS || idc_cpus == 1)
+        if (elsewhere ? *spent >= TRIAL_NS : *spent >= YIELD_AFTER_NS || idc_cpus == 1)
             sched_yield();
     }
 }
@@ -155,6 +158,30 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
     }
 }
 
+/* How long this wait may poll, 0: not at all. Where a doorbell costs more than `allowed`, polling can pay and yet never be
+ * seen to: of two sides that sleep, the one that polls gives up before the other, which has to be woken, has answered.
+ * So now and then comes a trial: some waits in a row that poll for long, until the peer's next probe finds this side
+ * awake. Unless that makes waits as short as allowed, which scores, all goes on as before. */
+static uint64_t spin_budget(struct idc_ring *r, uint64_t allowed)
+{
+    if (r->spin_score >= SCORE_SPIN) {
+        r->trial = 0;
+        r->trial_gap = TRIAL_GAP;
+        r->next_trial = r->waits + TRIAL_GAP;
+        return allowed;
+    }
+    if (r->trial == 0 && (int32_t)(r->waits - r->next_trial) >= 0) {
+        r->trial = TRIAL_WAITS;
+        r->trial_gap = r->trial_gap < TRIAL_GAP_MOST ? 2 * r->trial_gap : TRIAL_GAP_MOST;
+        r->next_trial = r->waits + r->trial_gap;
+    }
+    if (r->trial > 0) {
+        r->trial--;
+        return allowed < TRIAL_NS ? TRIAL_NS : allowed;
+    }
+    return r->waits % PROBE_EVERY == 0 ? allowed : 0;
+}
+
 int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout_ns)
 {
     if (r->ended != IDC_OK)
@@ -167,20 +194,20 @@ int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout
     /* On one CPU a peer that is a process here cannot move while I spin; one behind a register is another machine. */
     bool alone = idc_cpus == 1 && r->bell.reg == NULL;
     bool poll_only = spin_ns < 0 || r->wake_fd < 0;
-    uint64_t budget = poll_only ? POLL_ONLY_NS : (uint64_t)spin_ns;
+    uint64_t allowed = poll_only ? POLL_ONLY_NS : (uint64_t)spin_ns, spent = 0;
+    uint64_t budget = poll_only || alone || allowed == 0 ? allowed : spin_budget(r, allowed);
     if (timeout_ns >= 0 && budget > (uint64_t)timeout_ns)
         budget = (uint64_t)timeout_ns;
-    uint64_t spent = 0;
-    if (poll_only || (budget > 0 && !alone && (r->spin_score >= SCORE_SPIN || r->waits % PROBE_EVERY == 0))) {
-        rc = spin(r, need, budget);
+    if (poll_only || (budget > 0 && !alone)) {
+        rc = spin(r, need, budget, &spent);
         if (rc == 0 && poll_only)
             return timeout_ns >= 0 && budget == (uint64_t)timeout_ns ? IDC_TIMEOUT : IDC_INTR;
-        if (rc == 1)
-            r->spin_score = r->spin_score + 4 < SCORE_MAX ? r->spin_score + 4 : SCORE_MAX;
-        else if (r->spin_score > 0)
-            r->spin_score--;
-        r->count.spins_won += rc == 1;
-        spent = budget;
+        if (rc == 1 && spent <= allowed) {
+            spin_won(r);
+        } else if (rc == 0) {
+            r->trial = 0; /* longer than any doorbell takes: the peer has nothing to say */
+            r->spin_score -= r->spin_score > 0;
+        }
     }
     r->waits++;
     if (rc == 0)

@@ -23,30 +23,32 @@ static int poll_word(const uint64_t *word, uint64_t value, uint64_t deadline)
     return IDC_OK;
 }
 
-/* Tries before it looks at the clock, which would be part of the round trip. A blocking call that polling returns from
- * now and then (IDC_INTR after 50 ms) is made again; a signal ends it only when it sleeps. */
-static int64_t receive(struct idc_ring *rx, void *buf, uint64_t cap, int64_t spin_ns, uint64_t deadline)
+/* Blocks without a look at the clock, which would be part of the round trip: the deadline may be missed by WAIT_NS. A
+ * call that polling returns from now and then (IDC_INTR after 50 ms) is made again; a signal ends it only when it
+ * sleeps. */
+enum { WAIT_NS = 50000000 };
+
+static bool again(int64_t rc, int64_t spin_ns, uint64_t deadline)
 {
-    int64_t rc = idc_msg_recv(rx, buf, cap, spin_ns, 0);
-    while (rc == IDC_AGAIN || (rc == IDC_INTR && spin_ns < 0)) {
-        int64_t left = left_until(deadline);
-        if (left == 0)
-            return IDC_TIMEOUT;
-        rc = idc_msg_recv(rx, buf, cap, spin_ns, left);
-    }
-    return rc;
+    return (rc == IDC_TIMEOUT || (rc == IDC_INTR && spin_ns < 0)) && left_until(deadline) > 0;
 }
 
-static int64_t transmit(struct idc_ring *tx, const void *buf, uint64_t len, int64_t spin_ns, uint64_t deadline)
+static inline int64_t receive(struct idc_ring *rx, void *buf, uint64_t cap, int64_t spin_ns, uint64_t deadline)
 {
-    int64_t rc = idc_msg_send(tx, buf, len, spin_ns, 0);
-    while (rc == IDC_AGAIN || (rc == IDC_INTR && spin_ns < 0)) {
-        int64_t left = left_until(deadline);
-        if (left == 0)
-            return IDC_TIMEOUT;
-        rc = idc_msg_send(tx, buf, len, spin_ns, left);
-    }
-    return rc;
+    int64_t rc;
+    do
+        rc = idc_msg_recv(rx, buf, cap, spin_ns, WAIT_NS);
+    while (__builtin_expect(rc < 0, 0) && again(rc, spin_ns, deadline));
+    return rc == IDC_INTR && spin_ns < 0 ? IDC_TIMEOUT : rc;
+}
+
+static inline int64_t transmit(struct idc_ring *tx, const void *buf, uint64_t len, int64_t spin_ns, uint64_t deadline)
+{
+    int64_t rc;
+    do
+        rc = idc_msg_send(tx, buf, len, spin_ns, WAIT_NS);
+    while (__builtin_expect(rc < 0, 0) && again(rc, spin_ns, deadline));
+    return rc == IDC_INTR && spin_ns < 0 ? IDC_TIMEOUT : rc;
 }
 
 int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline)
