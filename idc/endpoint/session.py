@@ -32,7 +32,7 @@ class _Slot:
     def __init__(self, index: int) -> None:
         self.index = index
         self.uses = 0
-        self.tag = index
+        self.tag = -1  # not in use
         self.done: Done | None = None
         self.ordered = False
         self.answer: Completion | None = None
@@ -80,7 +80,7 @@ class Slots:
         """Complete the submission of that tag: what may be delivered now, in order. Raises ProtocolError."""
         index = tag & _SLOT_MASK
         slot = self._all[index] if index < self.count else None
-        if slot is None or slot.tag != tag or slot.answer is not None or slot.uses == 0:
+        if slot is None or slot.tag != tag or slot.answer is not None:
             raise ProtocolError(f"an answer to tag {tag:#x}, which is not outstanding")
         if not slot.ordered:
             return [self._release(slot, completion)]
@@ -92,7 +92,7 @@ class Slots:
 
     def fail(self, completion: Completion) -> list[tuple[Done | None, Completion]]:
         """Complete all that is outstanding; answers that came, and only waited for their turn, stand."""
-        failed = [*self._order, *(slot for slot in self._all if slot.tag != -1 and slot.uses and not slot.ordered)]
+        failed = [*self._order, *(slot for slot in self._all if slot.tag != -1 and not slot.ordered)]
         self._order.clear()
         return [self._release(slot, slot.answer or completion) for slot in failed]
 

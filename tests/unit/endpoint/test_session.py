@@ -245,3 +245,16 @@ class Pair(RuleBasedStateMachine):
 
 TestPair = Pair.TestCase
 TestPair.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+def test_a_slot_outlives_the_count_of_its_uses() -> None:
+    """A tag says how often its slot was used in 16 bits: the use after the last of them is one like any other."""
+    for end in ("answered", "lost"):
+        slots = Slots(1)
+        for _ in range(0xFFFF):
+            slots.answer(slots.take(None, ordered=False), Completion(Result.OK))
+        tag = slots.take(None, ordered=False)
+        assert tag == 0
+        over = slots.answer(tag, Completion(Result.OK)) if end == "answered" else slots.fail(Completion(Result.OK))
+        assert len(over) == 1
+        assert slots.outstanding == 0
