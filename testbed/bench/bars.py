@@ -1,10 +1,11 @@
 """What the figures must show, judged from a result and nothing else: `judge(result)`. Pure.
 
-Each bar compares two rows of one run. One that this run has no rows for is open: neither held nor failed.
+Each bar compares two rows of one run, round by round. One that it has no rows for is open: neither held nor failed.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -46,7 +47,7 @@ RowKey = tuple[str, str, str | None, str, int]
 
 
 def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> Callable[[Result], float | None]:
-    """The figure of one row by that of another; of several, by the best of those that were measured.
+    """One row by another, see `_ratios`; of several, by the best of those that were measured.
 
     With `variants`, by the best of those ways to the other row whose names start so, and not by the row's own.
     """
@@ -56,17 +57,24 @@ def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> C
         others = [found for key in below if (found := _find(result, key, domains)) is not None]
         if row is None or not others:
             return None
-        figures = [figure for other in others for figure in _figures(other, variants)]
-        if not figures:
-            return None
-        return row.figure / (min(figures) if row.unit == "ns" else max(figures))
+        ratios = [ratio for other in others for ratio in _ratios(row, other, variants)]
+        return (max if row.unit == "ns" else min)(ratios, default=None)
 
     return ratio
 
 
-def _figures(row: Row, variants: str) -> list[float]:
-    tried = row.variants or {row.variant: row.figure}
-    return [figure for name, figure in tried.items() if name.startswith(variants)] if variants else [row.figure]
+def _ratios(row: Row, other: Row, variants: str) -> list[float]:
+    """Of neighbours: the median of the rounds' ratios, since a machine that drifts moves both figures of a round alike.
+
+    Ways to a row that were tried once only, and rows of which not every round is known, are compared by their figures.
+    """
+    if variants:
+        figures = [figure for name, figure in (other.variants or {other.variant: other.figure}).items()
+                   if name.startswith(variants)]
+        return [row.figure / figure for figure in figures]
+    if row.rounds and len(row.rounds) == len(other.rounds):
+        return [statistics.median(one / two for one, two in zip(row.rounds, other.rounds, strict=True))]
+    return [row.figure / other.figure]
 
 
 def _find(result: Result, key: RowKey, domains: str) -> Row | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -101,3 +102,12 @@ def test_a_row_of_one_variant_only_is_judged_by_its_name() -> None:
     found = [row for row in rows() if (row.name, row.path) != ("stream", "tcp")]
     (verdict,) = [verdict for verdict in judge(result(*found, alone)) if "iperf3" in verdict.bar.what]
     assert verdict.held is None
+
+
+def test_rounds_are_compared_with_their_neighbours() -> None:
+    """Half of the run was slow for all: the ratio in each round is what it would have been on a quiet machine."""
+    fast, slow = 100.0, 40.0
+    ours = replace(stream("ivshmem", "poll", slow), rounds=(slow, slow, slow, fast, fast))
+    limit = replace(stream("limit", "pipeline", fast), rounds=(slow, slow, fast, fast, fast))
+    (verdict,) = [verdict for verdict in judge(result(ours, limit)) if verdict.have is not None]
+    assert (verdict.have, verdict.held) == (1.0, True)
