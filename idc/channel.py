@@ -112,6 +112,13 @@ class Handshake:
         return load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
 
     @property
+    def intact(self) -> bool:
+        """Whether this side's own words are what it stored: a peer can write over them, and then waits for another."""
+        return (load_u64(self._memory, self._mine + layout.SIDE_EPOCH) == self.epoch
+                and load_u64(self._memory, self._mine + layout.SIDE_ACK) == self.peer_epoch
+                and load_u64(self._memory, self._mine + layout.SIDE_STATE) == SideState.OPEN)
+
+    @property
     def peer_stays(self) -> bool:
         """Whether the other side is what this one was connected to, and acknowledges it."""
         return all(load_u64(self._memory, offset) == value for offset, value in self.watches())
@@ -213,6 +220,11 @@ class Channel(Generic[SenderT, ReceiverT]):
     def peer_stays(self) -> bool:
         """Whether the other side still holds the connection that this one had with it."""
         return self._handshake.peer_stays
+
+    @property
+    def intact(self) -> bool:
+        """Before it is connected: whether this side can still become so. If not, close it and begin anew."""
+        return self._handshake.intact
 
     def advance(self) -> bool:
         """Look once whether the other side is there; True once connected."""

@@ -106,6 +106,9 @@ class SharedPort:
         present = layout.split_member_word(load_u64(self._region.memory, self._presence))[1]
         if self._current is not None and not self._current.closed:
             return present
+        if self._channel is not None and not self._channel.intact:
+            self._channel.close()  # another wrote over this side's words: as they are, they connect to nobody
+            self._channel = None
         if self._channel is None:
             last = self._current
             if last is not None and last.unread and time.monotonic() < last.closed_at + LINGER:
