@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from idc import layout
+from idc.bell import Waker
 from idc.errors import NotConnectedError, TimedOutError
 from idc.faults import Point, passing
 from idc.region import wait_event
@@ -245,13 +246,13 @@ class Channel(Generic[SenderT, ReceiverT]):
         deadline = None if timeout is None else time.monotonic() + timeout
         self._handshake.open()
         self._ring_peer()
-        bell, rung = self._region.events[self.entry.data_vector], True
+        waker, rung = Waker(self._region.events[self.entry.data_vector]), True
         while not self._advance(rung=rung):
             if deadline is not None and time.monotonic() > deadline:
                 members = self._region.header.members
                 raise TimedOutError(f"channel {self.entry.name!r} of region {self._region.header.name!r}: member "
                                     f"{members[self._peer].name!r} did not attach within {timeout:g} s")
-            rung = wait_event(bell, RECHECK)
+            rung = waker.wait(RECHECK)
 
     def _ring_peer(self) -> None:
         # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.

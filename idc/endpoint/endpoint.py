@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from idc.endpoint import frames
 from idc.endpoint.frames import Quotas
@@ -81,6 +81,29 @@ class Resources:
     def frames(self) -> int:
         """Most frames that can be under way in one direction: own submissions, answers, HELLO and BYE."""
         return (self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + 2)
+
+
+class Status(NamedTuple):
+    """How an endpoint is, at one moment.
+
+    Attributes:
+        state: see `idc.endpoint.lifecycle`.
+        reason: why the last connection ended, in words.
+        connections: how many there were so far.
+        outstanding: own submissions that the peer has not completed. As many as the quotas allow, and for long: it is
+            slow, or stopped.
+        held: received ones that this side has not completed.
+        masked: how often its doorbell was masked, because the peer rang without end.
+        masked_now: whether it is, at this moment: what comes is found by a timer.
+    """
+
+    state: State
+    reason: str
+    connections: int
+    outstanding: int
+    held: int
+    masked: int
+    masked_now: bool
 
 
 class Endpoint:
@@ -179,6 +202,13 @@ class Endpoint:
             return Quotas(0, 0, 0, 0)
         return self._session.peer
 
+    @property
+    def status(self) -> Status:
+        """How it is, for people and monitors: a peer that is slow or stopped, or rings without end, shows here."""
+        masking = self._port.masking
+        return Status(self.state, self.reason, self.connections, self.outstanding,
+                      0 if self._session is None else self._session.held, masking.times, masking.now)
+
     def disconnect(self, reason: str = "closed by the other side") -> None:
         """End this connection; what is outstanding completes with *outcome unknown*. A new one follows `done`."""
         if self.state is State.CONNECTED:
@@ -234,7 +264,9 @@ class Endpoint:
     @property
     def patience(self) -> float | None:
         """Longest sleep on `fileno`, seconds, before `pump` is due anyway; None when only a wake-up counts."""
-        return None if self.state in (State.CONNECTED, State.DESTROYED) else UNCONNECTED_LOOK
+        if self.state is State.CONNECTED:
+            return self._port.patience
+        return None if self.state is State.DESTROYED else UNCONNECTED_LOOK
 
     def _establish(self, timeout: float) -> bool:
         if self._progress():
