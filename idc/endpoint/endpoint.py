@@ -7,6 +7,7 @@ are built on it. An endpoint belongs to one thread at a time. Depends on idc.end
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from idc.endpoint.session import IncomingMessage, IncomingTransaction, Session, 
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from idc.endpoint.session import Done
     from idc.transport.base import Carrier, Port
@@ -138,7 +139,7 @@ class Endpoint:
         self._inbox: deque[bytes] = deque()
         self._dirty = False
         self._broken: DisconnectedError | None = None
-        self._destroyed: Callable[[], None] | None = None
+        self._destroyed: list[Callable[[], None]] = []
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
         self._since = 0.0
@@ -215,15 +216,16 @@ class Endpoint:
             self._end(Event.LOST, "closed by this side", bye=reason)
 
     def destroy(self, done: Callable[[], None] | None = None) -> None:
-        """End for good: `done` is called after the client was told disconnect and disappear. Idempotent but for `done`.
+        """End for good: `done` is called after the client was told disconnect and disappear; if called again, each is.
 
         The resources are free then. May be called from within any callback.
         """
-        if self.state is State.DESTROYED:
+        if self.state is State.DESTROYED and self._resources.user is not self:
             if done is not None:
                 done()
             return
-        self._destroyed = done if done is not None else self._destroyed
+        if done is not None:
+            self._destroyed.append(done)
         self._end(Event.DESTROY, "destroyed by this side", bye="the endpoint was destroyed")
 
     def abandon(self) -> None:
@@ -433,8 +435,7 @@ class Endpoint:
 
     def _step(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
-        for action in actions:
-            self._act(action)
+        _each(functools.partial(self._act, action) for action in actions)
 
     def _act(self, action: Action) -> None:
         if action is Action.FAIL_ALL:
@@ -451,8 +452,8 @@ class Endpoint:
         else:
             self._port.close()
             self._resources.user = None
-            if self._destroyed is not None:
-                self._destroyed()
+            told, self._destroyed = self._destroyed, []
+            _each(told)
 
     def _tell_disconnect(self) -> None:
         session, called = self._session, False
@@ -471,6 +472,21 @@ class Endpoint:
 
 
 def _deliver(completions: list[tuple[Done | None, Completion]]) -> None:
-    for done, completion in completions:
-        if done is not None:
-            done(completion)
+    _each(functools.partial(done, completion) for done, completion in completions if done is not None)
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all of them, whatever one raises: nobody else's completion, and no step of the lifecycle, is lost by that.
+
+    The first exception is raised in the end; what is raised after it is logged.
+    """
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:  # Ctrl-C too: it comes out in the end
+            if first is not None:
+                log.exception("another callback failed after %r", first)
+            first = first or error
+    if first is not None:
+        raise first
