@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from idc import layout
+from idc.bell import Waker
 from idc.errors import NotConnectedError, TimedOutError
 from idc.faults import Point, passing
 from idc.region import wait_event
@@ -110,6 +111,13 @@ class Handshake:
     def peer_open(self) -> bool:
         """Whether the other side's state says open."""
         return load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
+
+    @property
+    def intact(self) -> bool:
+        """Whether this side's own words are what it stored: a peer can write over them, and then waits for another."""
+        return (load_u64(self._memory, self._mine + layout.SIDE_EPOCH) == self.epoch
+                and load_u64(self._memory, self._mine + layout.SIDE_ACK) == self.peer_epoch
+                and load_u64(self._memory, self._mine + layout.SIDE_STATE) == SideState.OPEN)
 
     @property
     def peer_stays(self) -> bool:
@@ -214,6 +222,11 @@ class Channel(Generic[SenderT, ReceiverT]):
         """Whether the other side still holds the connection that this one had with it."""
         return self._handshake.peer_stays
 
+    @property
+    def intact(self) -> bool:
+        """Before it is connected: whether this side can still become so. If not, close it and begin anew."""
+        return self._handshake.intact
+
     def advance(self) -> bool:
         """Look once whether the other side is there; True once connected."""
         return self._advance(rung=True)
@@ -233,13 +246,13 @@ class Channel(Generic[SenderT, ReceiverT]):
         deadline = None if timeout is None else time.monotonic() + timeout
         self._handshake.open()
         self._ring_peer()
-        bell, rung = self._region.events[self.entry.data_vector], True
+        waker, rung = Waker(self._region.events[self.entry.data_vector]), True
         while not self._advance(rung=rung):
             if deadline is not None and time.monotonic() > deadline:
                 members = self._region.header.members
                 raise TimedOutError(f"channel {self.entry.name!r} of region {self._region.header.name!r}: member "
                                     f"{members[self._peer].name!r} did not attach within {timeout:g} s")
-            rung = wait_event(bell, RECHECK)
+            rung = waker.wait(RECHECK)
 
     def _ring_peer(self) -> None:
         # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.

@@ -27,7 +27,7 @@ from idc.errors import MisuseError
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from idc.endpoint import IncomingTransaction
 
@@ -126,7 +126,7 @@ class Domain:
             if len(alive) == 1:
                 alive[0].pump(NAP)  # waits in the core, which polls first where that pays
             else:
-                _drive(alive)
+                drive(alive)
         self._endpoints = [e for e in self._endpoints if e.state.value != "destroyed"]
 
     def stop(self) -> None:
@@ -134,12 +134,12 @@ class Domain:
         self._stopped = True
 
 
-def _drive(endpoints: list[Endpoint]) -> None:
-    """Let each do what is due, then sleep until one has more to do."""
+def drive(endpoints: Sequence[Endpoint], timeout: float = NAP) -> None:
+    """Let each do what is due; if nothing was, sleep until one has more to do, up to `timeout` seconds."""
     busy = [endpoint.pump(0.0) for endpoint in endpoints]
     if any(busy):
         return
-    poller, naps = select.poll(), [NAP]
+    poller, naps = select.poll(), [timeout]
     for endpoint in endpoints:
         if not endpoint.arm():
             return

@@ -55,6 +55,7 @@ class Counters:
     wakeups: int
     spurious: int
     late: int
+    masked: int
     full: int
     spins_won: int
     messages: int
@@ -139,6 +140,12 @@ class Ring:
         """A copy of the counters since the ring was opened."""
         count = self._ring.count
         return Counters(**{name: getattr(count, name) for name in Counters.__dataclass_fields__})
+
+    @property
+    def masked(self) -> bool:
+        """Whether the wake-up descriptor is masked at this moment, because the peer rings it without end."""
+        self._check_open()
+        return bool(self._ring.mask_state.period_ns)
 
     def close(self) -> None:
         """Let go of the memory; every later call raises ClosedError. Tells the peer nothing. Idempotent."""

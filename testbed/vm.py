@@ -1,8 +1,8 @@
 """One virtual machine: started, watched, used, ended.
 
-Depends on the rest of `testbed` below it: qemu_args, kernel, run, qmp, console, agent, starve, errors. The verbs
-are those of the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits on a
-VM is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
+Depends on the rest of `testbed` below it: qemu_args, kernel, run, qmp, hotplug, console, agent, starve, errors. The
+verbs are those of the NixOS test driver. Commands go over the management agent, never over the console. Whatever waits
+on a VM is told at once, by an exception of testbed/errors.py, when QEMU ends or the guest's kernel gives up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from testbed import hotplug
 from testbed.agent import AgentClient
 from testbed.calls import AgentFault, AgentInfo, HostFault, Process, Result, argv_of
 from testbed.console import Console, Finding
@@ -39,7 +40,7 @@ from testbed.errors import (
 from testbed.hints import hint_for
 from testbed.kernel import resolve_files
 from testbed.pinning import pin
-from testbed.qemu_args import VmSpec, Wiring, escape, port_name, qemu_args
+from testbed.qemu_args import VmSpec, Wiring, escape, qemu_args
 from testbed.qmp import Event, EventLoop, Qmp, QmpError
 from testbed.shell import interact
 from testbed.starve import Starved, starve
@@ -84,8 +85,7 @@ class Vm:
         self._stopping = ""
         self._paused = False
         self._exited = threading.Event()
-        self._plugging = threading.Lock()
-        self._ports: dict[str, str] = {}  # root port -> id of the device in it
+        self._ports = hotplug.Ports(self)
         self._death: Callable[[], VmError] | None = None
         self._shutdown_reason = ""
         self._closed = False
@@ -260,8 +260,7 @@ class Vm:
         elif name == "GUEST_PANICKED":
             self._on_finding(Finding("panic", "the guest told the pvpanic device of a panic", time.monotonic()))
         elif name == "DEVICE_DELETED":
-            with self._plugging:
-                self._ports = {port: device for port, device in self._ports.items() if device != data.get("device")}
+            self._ports.deleted(str(data.get("device")))
 
     def _on_finding(self, finding: Finding) -> None:
         if finding.severity == "oops":
@@ -381,8 +380,7 @@ class Vm:
     @property
     def devices(self) -> frozenset[str]:
         """Ids of the devices that are plugged into root ports now."""
-        with self._plugging:
-            return frozenset(self._ports.values())
+        return self._ports.devices
 
     @property
     def info(self) -> AgentInfo:
@@ -557,6 +555,16 @@ class Vm:
         except QmpError as error:
             raise self._qmp_failed(error) from error
 
+    def qmp_until(self, command: str, arguments: Mapping[str, object], over: Callable[[Event], bool],
+                  timeout: float) -> Event:  # fmt: skip
+        """Run a QMP command and return the event with which it is over; `timeout` in seconds. Raises as `qmp`."""
+        mark = self._qmp.mark()
+        self.qmp(command, arguments)
+        try:
+            return self._qmp.wait_event(over, since=mark, timeout=timeout)
+        except QmpError as error:
+            raise self._qmp_failed(error) from error
+
     def _qmp_failed(self, error: QmpError) -> VmError:
         if not error.error_class and self._process_ends():
             self._exited.wait(_LAST_WORDS_SECONDS)
@@ -588,16 +596,11 @@ class Vm:
 
         `timeout` in seconds. Raises QmpFailed, or what ended the VM: a QEMU that cannot load ends.
         """
-        mark = self._qmp.mark()
-        self.qmp(command, {"uri": uri})
 
         def over(event: Event) -> bool:
             return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
 
-        try:
-            event = self._qmp.wait_event(over, since=mark, timeout=timeout)
-        except QmpError as error:
-            raise self._qmp_failed(error) from error
+        event = self.qmp_until(command, {"uri": uri}, over, timeout)
         if event["data"]["status"] != "completed":
             reason = self.qmp("query-migrate").get("error-desc", "no reason given")
             raise self.error(QmpFailed, f"QMP {command}: {event['data']['status']}: {reason}")
@@ -612,72 +615,19 @@ class Vm:
         `device` needs "driver" and "id". An ivshmem-doorbell blocks QEMU's main loop until its server has
         answered: that is what `timeout` is for. Raises QmpFailed, SpecError when no root port is free.
         """
-        arguments = dict(device)
-        chosen = "" if "bus" in arguments else self._take_port(str(arguments["id"]))
-        if chosen:
-            arguments["bus"] = chosen
-        try:
-            self.qmp("device_add", arguments, timeout=timeout)
-        except QmpFailed as error:
-            # Not answered: it may still come to be, so the port stays taken.
-            if chosen and error.error_class:
-                with self._plugging:
-                    del self._ports[chosen]
-            raise
-        return str(arguments["bus"])
-
-    def _take_port(self, device: str) -> str:
-        with self._plugging:
-            for index in range(self.spec.region_ports):
-                if port_name(index) not in self._ports:
-                    self._ports[port_name(index)] = device
-                    return port_name(index)
-        raise SpecError(
-            f"VM {self.name}: all {self.spec.region_ports} region ports are taken",
-            hint="raise region_ports in its spec",
-        )
+        return self._ports.plug(device, timeout)
 
     def unplug(self, device: str, *, timeout: float = 30.0) -> None:
         """Unplug a device and wait until the guest has let go of it. Raises QmpFailed; the guest may refuse."""
-        mark = self._qmp.mark()
-        self.qmp("device_del", {"id": device})
-
-        def settled(event: Event) -> bool:
-            return event["event"] in ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR") and (
-                event.get("data", {}).get("device") == device
-            )
-
-        try:
-            event = self._qmp.wait_event(settled, since=mark, timeout=timeout)
-        except QmpError as error:
-            failed = self._qmp_failed(error)
-            failed.hint = "the guest must agree: is a program still using the device?"
-            raise failed from error
-        if event["event"] != "DEVICE_DELETED":
-            raise self.error(QmpFailed, f"the guest refused to let go of device {device}")
+        self._ports.unplug(device, timeout)
 
     def add_chardev(self, name: str, path: Path) -> None:
         """Connect QEMU to the listening Unix socket at `path`, as character device `name`. Raises QmpFailed."""
-        address = {"type": "unix", "data": {"path": str(path)}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        self.qmp("chardev-add", {"id": name, "backend": backend})
+        hotplug.add_chardev(self, name, path)
 
     def remove_chardev(self, name: str, *, timeout: float = 10.0) -> None:
-        """Take a character device away. Raises QmpFailed.
-
-        QEMU frees an unplugged device some time after it has said so, and no event tells when; till then the
-        character device is busy. Hence the asking again.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                self.qmp("chardev-remove", {"id": name})
-            except QmpFailed as error:
-                if "busy" not in error.message or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-            else:
-                return
+        """Take a character device away, as soon as QEMU has freed the device that used it. Raises QmpFailed."""
+        hotplug.remove_chardev(self, name, timeout)
 
 
 def boot_all(specs: Sequence[VmSpec], run: Run, timeout: float = BOOT_SECONDS) -> list[Vm]:

@@ -61,6 +61,17 @@ struct idc_span {
     uint64_t offset, len;
 };
 
+/* Whether a wake-up descriptor is polled, or masked because the peer rings it without end. Zeroed before its first use;
+ * one for each descriptor and whoever sleeps on it. */
+struct idc_mask {
+    uint64_t period_ns; /* 0: polled. Else masked, and looked at this often */
+    uint64_t at;        /* masked: the last look; else the last time that debt was forgiven */
+    uint64_t progress;  /* of the sleeper, at its last sleep */
+    uint64_t masked;    /* how often it was masked */
+    uint64_t looks;     /* at the descriptor, by the timer */
+    uint32_t debt, woken;
+};
+
 struct idc_counters {
     uint64_t doorbells;  /* rung */
     uint64_t suppressed; /* progress published with no doorbell, because the peer had not asked for one */
@@ -68,6 +79,7 @@ struct idc_counters {
     uint64_t wakeups;    /* woken by the descriptor */
     uint64_t spurious;   /* of those, woken to nothing */
     uint64_t late;       /* progress or the end, found by the 100 ms safety recheck with no doorbell: should be 0 */
+    uint64_t masked;     /* times the descriptor was masked, because the peer rang without end */
     uint64_t full;       /* producer found no room */
     uint64_t spins_won;  /* waits that ended while spinning */
     uint64_t messages;
@@ -92,6 +104,7 @@ struct idc_ring {
     uint32_t trial, trial_gap, next_trial; /* waits left of a trial of spinning; see wait.c */
     struct idc_bell bell;
     struct idc_watch watch[4];
+    struct idc_mask mask_state;
     struct idc_counters count;
 };
 
@@ -146,6 +159,9 @@ int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout
 int idc_bell_ring(const struct idc_bell *bell);
 /* IDC_OK once fd was readable (and is emptied), IDC_TIMEOUT, IDC_INTR or IDC_EINVAL. */
 int idc_bell_wait(int fd, int64_t timeout_ns);
+/* Sleeps until fd is readable, and empties it: 1; 0 after ns. While masked, 2 at the next look that is due or after ns.
+ * Or IDC_INTR, IDC_EINVAL. `progress` is any number that changes when the sleeper got something done; fd is non-blocking. */
+int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns);
 uint64_t idc_now_ns(void);
 
 /* --- fault.c: point 0 takes it back. IDC_OK or IDC_EINVAL --- */

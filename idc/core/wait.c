@@ -14,6 +14,12 @@ enum {
     POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
     RECHECK_NS = 100000000,      /* the safety recheck */
     IN_FLIGHT_NS = 5000000,      /* a doorbell this much behind its data was under way, not lost */
+    DEBT_MOST = 64,              /* wake-ups to nothing before a descriptor is masked; see idc_mask_sleep */
+    DEBT_AFTER = 56,             /* debt after that: where the storm goes on, eight more mask it again */
+    FORGIVE_NS = 10000000,       /* one is forgiven in this time, so 100 a second are borne */
+    LOOK_FIRST_NS = 4000000,     /* between two looks while masked: what traffic there is waits no longer than this */
+    LOOK_MOST_NS = 16000000,     /* the same, when there is nothing but rings */
+    CALM = 4,                    /* rings between two looks that are no storm */
     STORM = 1024,                /* wake-ups to nothing in one wait, then IDC_INTR: none of these polls sees a signal */
     PROBE_EVERY = 16,            /* waits between attempts to spin when spinning has not paid */
     TRIAL_NS = 500000,           /* how long a wait of a trial polls: longer than a doorbell there and back takes */
@@ -79,6 +85,56 @@ static int sleep_on(int fd, uint64_t ns)
     return 1;
 }
 
+static int mask_look(struct idc_mask *m, int fd, bool moved, uint64_t ns)
+{
+    uint64_t now = idc_now_ns(), due = m->at + m->period_ns, rung = 0;
+    uint64_t nap = now >= due ? 0 : due - now < ns ? due - now : ns;
+    struct timespec t = {.tv_sec = 0, .tv_nsec = (long)nap};
+    if (nap > 0 && ppoll(NULL, 0, &t, NULL) < 0)
+        return errno == EINTR ? IDC_INTR : IDC_EINVAL;
+    if (now + nap < due)
+        return 2;
+    if (read(fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR)
+        return IDC_EINVAL;
+    m->at = now + nap;
+    m->looks++;
+    if (rung <= CALM) {
+        m->period_ns = 0;
+        m->debt = DEBT_AFTER;
+    } else {
+        uint64_t longer = 2 * m->period_ns < LOOK_MOST_NS ? 2 * m->period_ns : LOOK_MOST_NS;
+        m->period_ns = moved ? LOOK_FIRST_NS : longer;
+    }
+    return 2;
+}
+
+/* A peer may ring at any rate, and nobody stands between. What that costs is decided here: each wake-up to nothing is a
+ * debt, each progress since the last sleep pays for one (a doorbell may be behind what it is for), time forgives
+ * slowly. Too much of it, and the descriptor is masked: a timer looks in its place until the rings have ceased. */
+int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns)
+{
+    bool moved = progress != m->progress, woken = m->woken != 0;
+    m->progress = progress;
+    m->woken = 0;
+    if (m->period_ns != 0)
+        return mask_look(m, fd, moved, ns);
+    if ((woken && !moved) || m->debt > 0) {
+        uint64_t now = idc_now_ns(), forgiven = (now - m->at) / FORGIVE_NS + moved;
+        m->debt -= forgiven < m->debt ? (uint32_t)forgiven : m->debt;
+        m->at = now - (now - m->at) % FORGIVE_NS;
+        m->debt += woken && !moved;
+        if (m->debt > DEBT_MOST) {
+            m->masked++;
+            m->period_ns = LOOK_FIRST_NS;
+            m->at = now;
+            return mask_look(m, fd, moved, ns);
+        }
+    }
+    int rc = sleep_on(fd, ns);
+    m->woken = rc == 1;
+    return rc;
+}
+
 int idc_bell_wait(int fd, int64_t timeout_ns)
 {
     uint64_t ns = timeout_ns < 0 ? INT64_MAX : (uint64_t)timeout_ns;
@@ -137,10 +193,13 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
         uint64_t left = deadline - now;
         r->count.sleeps++;
         fault_point(r, IDC_AT_ASLEEP);
-        rc = sleep_on(r->wake_fd, left < RECHECK_NS ? left : RECHECK_NS);
+        rc = idc_mask_sleep(&r->mask_state, r->wake_fd, r->pos, left < RECHECK_NS ? left : RECHECK_NS);
+        r->count.masked = r->mask_state.masked;
         if (rc < 0)
             return rc;
-        if (rc == 1) {
+        if (rc == 2) {
+            rc = ready_or_ended(r, need);
+        } else if (rc == 1) {
             r->count.wakeups++;
             fault_point(r, IDC_AT_WOKEN);
             rc = ready_or_ended(r, need);

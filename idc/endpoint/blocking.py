@@ -1,6 +1,7 @@
 """The blocking face of an endpoint: calls that return when it is done, with no thread behind them.
 
-Whoever waits in a call drives the endpoint, so handlers of what comes in meanwhile run inside that call.
+Whoever waits in a call drives the endpoint, so handlers of what comes in meanwhile run inside that call. Of several
+threads that wait, one does it for all (the leader), and hands over when it has its own answer.
 
     with Caller(port, Resources()) as caller:
         answer = caller.transact(b"question", timeout=5)
@@ -10,7 +11,12 @@ Depends on idc.endpoint and idc.errors.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
 from idc.endpoint.endpoint import Client, Endpoint, Resources
@@ -19,7 +25,6 @@ from idc.endpoint.results import Completion, Result
 from idc.errors import (
     ClosedError,
     HandlerFailedError,
-    NotConnectedError,
     OutcomeUnknownError,
     TimedOutError,
     TransactionError,
@@ -33,6 +38,10 @@ if TYPE_CHECKING:
 
 #: Longest sleep in one piece, seconds: between two of them signals are handled and deadlines looked at.
 NAP: Final = 1.0
+#: The same, for a thread that has been the only one so far: a second one waits that long once, at most.
+NAP_ALONE: Final = 0.1
+#: Seconds for which a leader waits in the core, which polls first, before it lets the others submit and sleeps.
+HOLD: Final = 50e-6
 
 
 def value_of(completion: Completion) -> bytes:
@@ -52,8 +61,31 @@ def value_of(completion: Completion) -> bytes:
     raise OutcomeUnknownError(completion.reason)
 
 
+class _Call:
+    """One thread's wait: for the completion of what it submitted, or for anything that may change its luck."""
+
+    __slots__ = ("completion", "waiting")
+
+    def __init__(self) -> None:
+        self.completion: Completion | None = None
+        self.waiting: threading.Condition | None = None
+
+    def done(self, completion: Completion) -> None:
+        """Runs in whichever thread drives the endpoint."""
+        self.completion = completion
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again. The caller's lock is held."""
+        if self.waiting is not None:
+            self.waiting.notify()
+
+
 class Caller:
-    """An endpoint for one thread that calls and waits.
+    """An endpoint for threads that call and wait. Any number of them may share it, and none is made for it.
+
+    Each thread's calls are executed in its order. A handler of what comes in may call, too; the other threads wait
+    until that call has its answer. The endpoint itself belongs to this object: only handlers may use it beside.
 
     Args:
         port: where the peer is met; closed with this object.
@@ -66,6 +98,16 @@ class Caller:
 
     def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None) -> None:
         self.endpoint = Endpoint(port, client or Client(), resources or Resources())
+        self._lock = threading.RLock()  # held by whoever is inside the endpoint, and by nobody who sleeps
+        self._first = 0
+        self._shared = False
+        self._inside: set[int] = set()
+        self._leader = False
+        self._followers: deque[_Call] = deque()
+        self._asleep = False
+        self._closing = False
+        self._left = threading.Condition(self._lock)
+        self._kick = -1
 
     def connect(self, timeout: float | None = None) -> None:
         """Wait until connected. Raises TimedOutError after `timeout` seconds, ClosedError."""
@@ -87,8 +129,18 @@ class Caller:
         value_of(self._complete(self.endpoint.submit_message, body, timeout))
 
     def close(self) -> None:
-        """Destroy the endpoint. Idempotent."""
-        self.endpoint.destroy()
+        """Destroy the endpoint; other threads' calls end, as those of a destroyed one do. Idempotent."""
+        self._arrive()
+        with self._lock:
+            self._closing = True
+            while self._asleep:  # its descriptors must not be closed, and used by another, under a sleeping leader
+                os.eventfd_write(self._kick, 1)
+                self._left.wait(NAP_ALONE)
+            self.endpoint.destroy()
+            self._wake_all()
+            if self._kick >= 0:
+                os.close(self._kick)
+                self._kick = -1
 
     def __enter__(self) -> Self:
         return self
@@ -96,34 +148,118 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # -- one call
+
     def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes, timeout: float | None) -> Completion:
-        answers: list[Completion] = []
-        result = submit(body, answers.append)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while result is not Result.OK:
-            if result is Result.CLOSED:
-                raise ClosedError("the endpoint is destroyed")
-            self._drive(deadline, NotConnectedError if result is Result.NOT_CONNECTED else None)
-            result = submit(body, answers.append)
-        while not answers:
-            self._drive(deadline, None)
-        return answers[0]
+        call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
+        me = self._arrive()
+        with self._lock:
+            nested = me in self._inside
+            self._inside.add(me)
+            try:
+                while (result := submit(body, call.done)) is not Result.OK:
+                    if result is Result.CLOSED:
+                        raise ClosedError("the endpoint is destroyed")
+                    if result is Result.NOT_CONNECTED:
+                        self._wake_all()  # others' calls may have ended with the connection, just now
+                    self._turn(call, deadline, result, nested=nested)
+                while call.completion is None:
+                    self._turn(call, deadline, result, nested=nested)
+            finally:
+                self._leave(me, nested=nested)
+        return call.completion
 
     def _until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not condition():
-            if self.endpoint.state is State.DESTROYED:
-                raise ClosedError("the endpoint is destroyed")
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimedOutError(f"{what} within {timeout:g} s")
-            self._drive(deadline, None)
+        call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
+        me = self._arrive()
+        with self._lock:
+            nested = me in self._inside
+            self._inside.add(me)
+            try:
+                while not condition():
+                    if self.endpoint.state is State.DESTROYED:
+                        raise ClosedError("the endpoint is destroyed")
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise TimedOutError(f"{what} within {timeout:g} s")
+                    self._turn(call, deadline, Result.OK, nested=nested)
+            finally:
+                self._leave(me, nested=nested)
 
-    def _drive(self, deadline: float | None, missing: type[NotConnectedError] | None) -> None:
+    def _arrive(self) -> int:
+        """Note whether more than one thread uses this object: a leader looks at that when it wakes."""
+        me = threading.get_ident()
+        if self._first != me:
+            self._shared = self._shared or self._first != 0
+            self._first = self._first or me
+        return me
+
+    def _leave(self, me: int, *, nested: bool) -> None:
+        """The end of a call: another may have to lead."""
+        if not nested:
+            self._inside.discard(me)
+        if self._followers and not self._leader:
+            self._followers[0].wake()
+
+    def _turn(self, call: _Call, deadline: float | None, result: Result, *, nested: bool) -> None:
+        """Wait for something, as leader or follower; then the caller looks whether it was for it."""
         nap = NAP
         if deadline is not None:
             nap = min(nap, deadline - time.monotonic())
             if nap <= 0:
-                if missing is not None:
+                if result is Result.NOT_CONNECTED:
                     raise TimedOutError(f"not connected in time: {self.endpoint.reason or 'the peer did not come'}")
                 raise TimedOutError("no answer in time")
-        self.endpoint.pump(nap)
+        if nested or not self._shared:
+            self.endpoint.pump(min(nap, NAP_ALONE))
+            if self._shared:
+                self._wake_all()
+        elif self._leader or self._closing:
+            self._follow(call, nap)
+        else:
+            self._leader = True
+            try:
+                self._lead(nap)
+            finally:
+                self._leader = False
+
+    def _follow(self, call: _Call, nap: float) -> None:
+        call.waiting = threading.Condition(self._lock)
+        self._followers.append(call)
+        try:
+            call.waiting.wait(nap)
+        finally:
+            self._followers.remove(call)
+            call.waiting = None
+
+    def _lead(self, nap: float) -> None:
+        """Drive the endpoint for all; the lock is let go only for the sleep on its descriptor."""
+        endpoint = self.endpoint
+        if endpoint.pump(min(nap, HOLD)):
+            self._wake_all()
+            return
+        if endpoint.state is State.DESTROYED or not endpoint.arm():
+            self._wake_all()
+            return
+        patience = endpoint.patience
+        if self._kick < 0:
+            self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        poller = select.poll()
+        poller.register(endpoint.fileno(), select.POLLIN)
+        poller.register(self._kick, select.POLLIN)
+        self._asleep = True
+        self._lock.release()
+        try:
+            poller.poll(1000 * (nap if patience is None else min(nap, patience)))
+        finally:
+            self._lock.acquire()
+            self._asleep = False
+            self._left.notify_all()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._kick)
+
+    def _wake_all(self) -> None:
+        """Something happened: who waits for a slot or a connection looks again, too."""
+        if self._asleep:
+            os.eventfd_write(self._kick, 1)
+        for follower in self._followers:
+            follower.wake()

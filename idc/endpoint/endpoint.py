@@ -7,10 +7,11 @@ are built on it. An endpoint belongs to one thread at a time. Depends on idc.end
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from idc.endpoint import frames
 from idc.endpoint.frames import Quotas
@@ -20,7 +21,7 @@ from idc.endpoint.session import IncomingMessage, IncomingTransaction, Session, 
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from idc.endpoint.session import Done
     from idc.transport.base import Carrier, Port
@@ -83,6 +84,29 @@ class Resources:
         return (self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + 2)
 
 
+class Status(NamedTuple):
+    """How an endpoint is, at one moment.
+
+    Attributes:
+        state: see `idc.endpoint.lifecycle`.
+        reason: why the last connection ended, in words.
+        connections: how many there were so far.
+        outstanding: own submissions that the peer has not completed. As many as the quotas allow, and for long: it is
+            slow, or stopped.
+        held: received ones that this side has not completed.
+        masked: how often its doorbell was masked, because the peer rang without end.
+        masked_now: whether it is, at this moment: what comes is found by a timer.
+    """
+
+    state: State
+    reason: str
+    connections: int
+    outstanding: int
+    held: int
+    masked: int
+    masked_now: bool
+
+
 class Endpoint:
     """One end of a connection.
 
@@ -115,7 +139,7 @@ class Endpoint:
         self._inbox: deque[bytes] = deque()
         self._dirty = False
         self._broken: DisconnectedError | None = None
-        self._destroyed: Callable[[], None] | None = None
+        self._destroyed: list[Callable[[], None]] = []
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
         self._since = 0.0
@@ -179,21 +203,29 @@ class Endpoint:
             return Quotas(0, 0, 0, 0)
         return self._session.peer
 
+    @property
+    def status(self) -> Status:
+        """How it is, for people and monitors: a peer that is slow or stopped, or rings without end, shows here."""
+        masking = self._port.masking
+        return Status(self.state, self.reason, self.connections, self.outstanding,
+                      0 if self._session is None else self._session.held, masking.times, masking.now)
+
     def disconnect(self, reason: str = "closed by the other side") -> None:
         """End this connection; what is outstanding completes with *outcome unknown*. A new one follows `done`."""
         if self.state is State.CONNECTED:
             self._end(Event.LOST, "closed by this side", bye=reason)
 
     def destroy(self, done: Callable[[], None] | None = None) -> None:
-        """End for good: `done` is called after the client was told disconnect and disappear. Idempotent but for `done`.
+        """End for good: `done` is called after the client was told disconnect and disappear; if called again, each is.
 
         The resources are free then. May be called from within any callback.
         """
-        if self.state is State.DESTROYED:
+        if self.state is State.DESTROYED and self._resources.user is not self:
             if done is not None:
                 done()
             return
-        self._destroyed = done if done is not None else self._destroyed
+        if done is not None:
+            self._destroyed.append(done)
         self._end(Event.DESTROY, "destroyed by this side", bye="the endpoint was destroyed")
 
     def abandon(self) -> None:
@@ -234,7 +266,9 @@ class Endpoint:
     @property
     def patience(self) -> float | None:
         """Longest sleep on `fileno`, seconds, before `pump` is due anyway; None when only a wake-up counts."""
-        return None if self.state in (State.CONNECTED, State.DESTROYED) else UNCONNECTED_LOOK
+        if self.state is State.CONNECTED:
+            return self._port.patience
+        return None if self.state is State.DESTROYED else UNCONNECTED_LOOK
 
     def _establish(self, timeout: float) -> bool:
         if self._progress():
@@ -401,8 +435,7 @@ class Endpoint:
 
     def _step(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
-        for action in actions:
-            self._act(action)
+        _each(functools.partial(self._act, action) for action in actions)
 
     def _act(self, action: Action) -> None:
         if action is Action.FAIL_ALL:
@@ -419,8 +452,8 @@ class Endpoint:
         else:
             self._port.close()
             self._resources.user = None
-            if self._destroyed is not None:
-                self._destroyed()
+            told, self._destroyed = self._destroyed, []
+            _each(told)
 
     def _tell_disconnect(self) -> None:
         session, called = self._session, False
@@ -439,6 +472,21 @@ class Endpoint:
 
 
 def _deliver(completions: list[tuple[Done | None, Completion]]) -> None:
-    for done, completion in completions:
-        if done is not None:
-            done(completion)
+    _each(functools.partial(done, completion) for done, completion in completions if done is not None)
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all of them, whatever one raises: nobody else's completion, and no step of the lifecycle, is lost by that.
+
+    The first exception is raised in the end; what is raised after it is logged.
+    """
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:  # Ctrl-C too: it comes out in the end
+            if first is not None:
+                log.exception("another callback failed after %r", first)
+            first = first or error
+    if first is not None:
+        raise first

@@ -6,10 +6,26 @@ the clients above them, are the same over all of them. Depends on nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+class Masking(NamedTuple):
+    """A doorbell that is masked while the peer rings it without end, and then looked at by time.
+
+    Attributes:
+        times: how often it was masked.
+        now: whether it is, at this moment.
+    """
+
+    times: int
+    now: bool
+
+
+#: Of a transport in which nobody can ring.
+NO_MASKING: Final = Masking(0, False)
 
 
 class Carrier(Protocol):
@@ -44,6 +60,14 @@ class Carrier(Protocol):
 
 class Port(Protocol):
     """One end of a place where two endpoints can meet, for as long as the endpoint lives."""
+
+    @property
+    def masking(self) -> Masking:
+        """What was done about a peer that rings without end."""
+
+    @property
+    def patience(self) -> float | None:
+        """Longest sleep on `fileno` while connected, seconds, before `wait(0)` is due; None: only a wake-up counts."""
 
     def look(self) -> bool:
         """Whether the peer is there, at this moment. Makes progress towards a connection; never waits."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from idc.errors import MisuseError, PeerGoneError
 from idc.region import wait_event
+from idc.transport.base import NO_MASKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,9 @@ class LocalCarrier:
 
 class LocalPort:
     """See `idc.transport.base.Port`. Made by `meeting`."""
+
+    masking = NO_MASKING
+    patience: float | None = None
 
     def __init__(self, lock: threading.RLock, frames: int, frame_bytes: int) -> None:
         self.frames = frames

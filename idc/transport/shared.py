@@ -10,10 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from idc import layout
+from idc.bell import Waker
 from idc.channel import RECHECK, MessageChannel
 from idc.errors import BackPressuredError, MisuseError, ProtocolError, TimedOutError, TooBigError
-from idc.region import wait_event
 from idc.ring import DEFAULT_SPIN, load_u64
+from idc.transport.base import Masking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +35,10 @@ class SharedCarrier:
         self.frame_bytes = channel.sender.max_message
         self._channel = channel
         self._most = min(BATCH, self.capacity)
+        self.taken = 0
         self.closed = False
         self.closed_at = 0.0
+        self._masked = 0
 
     def post(self, frame: bytes) -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
@@ -49,7 +52,9 @@ class SharedCarrier:
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""
         try:
-            return self._channel.receiver.recv_batch(self._most, timeout=timeout)
+            frames = self._channel.receiver.recv_batch(self._most, timeout=timeout)
+            self.taken += len(frames)
+            return frames
         except (BackPressuredError, TimedOutError):
             return ()
         except TooBigError as error:
@@ -62,8 +67,17 @@ class SharedCarrier:
     def close(self) -> None:
         """See there."""
         if not self.closed:
+            self._masked = self.masking.times
             self.closed, self.closed_at = True, time.monotonic()
             self._channel.close()
+
+    @property
+    def masking(self) -> Masking:
+        """What `take` did about a peer that rings without end."""
+        if self.closed:
+            return Masking(self._masked, False)
+        receiver = self._channel.receiver
+        return Masking(receiver.counters.masked, receiver.masked)
 
     @property
     def unread(self) -> bool:
@@ -95,7 +109,8 @@ class SharedPort:
         entry = MessageChannel.entry_of(region, channel)
         peer = entry.member_b if region.member == entry.member_a else entry.member_a
         self._presence = region.header.members[peer].word_offset
-        self._event = region.events[entry.data_vector]
+        self._waker = Waker(region.events[entry.data_vector])
+        self._masked = 0
         self._closed = False
 
     def look(self) -> bool:
@@ -106,6 +121,9 @@ class SharedPort:
         present = layout.split_member_word(load_u64(self._region.memory, self._presence))[1]
         if self._current is not None and not self._current.closed:
             return present
+        if self._channel is not None and not self._channel.intact:
+            self._channel.close()  # another wrote over this side's words: as they are, they connect to nobody
+            self._channel = None
         if self._channel is None:
             last = self._current
             if last is not None and last.unread and time.monotonic() < last.closed_at + LINGER:
@@ -119,16 +137,31 @@ class SharedPort:
             return None
         channel, self._channel = self._channel, None
         channel.sender.spin = channel.receiver.spin = self._spin
+        if self._current is not None:
+            self._masked += self._current.masking.times
         self._current = SharedCarrier(channel)
         return self._current
 
     def wait(self, timeout: float) -> None:
         """See there. Looks again after RECHECK seconds: a doorbell rung before the vectors were armed is lost."""
-        wait_event(self._event, min(timeout, RECHECK))
+        self._waker.wait(min(timeout, RECHECK), 0 if self._current is None else self._current.taken)
 
     def fileno(self) -> int:
         """See there."""
-        return self._event
+        return self._waker.fileno()
+
+    @property
+    def masking(self) -> Masking:
+        """See there."""
+        count, now = self._waker.count + self._masked, self._waker.masked
+        if self._current is not None:
+            count, now = count + self._current.masking.times, now or self._current.masking.now
+        return Masking(count, now)
+
+    @property
+    def patience(self) -> float | None:
+        """See there."""
+        return self._waker.patience
 
     def close(self) -> None:
         """See there."""
@@ -138,6 +171,7 @@ class SharedPort:
         for channel in (self._channel, self._current):
             if channel is not None:
                 channel.close()
+        self._waker.close()
         self._release()
 
 

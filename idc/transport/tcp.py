@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from idc.errors import MisuseError, PeerGoneError, ProtocolError
+from idc.transport.base import NO_MASKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,6 +164,9 @@ class TcpCarrier:
 
 class _TcpPort:
     """What both ends share."""
+
+    masking = NO_MASKING
+    patience: float | None = None
 
     def __init__(self) -> None:
         self._poller = select.epoll()

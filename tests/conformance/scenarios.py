@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import liveness
+
 from idc.domain import Domain, Service
 from idc.endpoint import (
     Client,
@@ -502,6 +504,8 @@ SCENARIOS = {
     "stream": Scenario(stream_front, stream_back),
     "mirror": Scenario(mirror, mirror),
     "gather": Scenario(gather_front, gather_back),
+    "pairs": Scenario(liveness.pairs_front, liveness.pairs_back),
+    "stack": Scenario(liveness.stack_front, liveness.stack_back),
 }
 
 __all__ = ["SCENARIOS", "Resources", "Scenario"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from region_support import running
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from liveness import PLACES, beside
 from scenarios import SCENARIOS
 
 from host.region import RegionSpec
@@ -58,9 +60,9 @@ def test_one_process(name: str) -> None:
 def sockets() -> Iterator[dict[str, Path]]:
     """A region served to two host processes."""
     members = {"front": Rights.RW, "back": Rights.RW}
-    channel = ChannelSpec("service", Kind.MESSAGE, "front", "back", 64 * 512, 512)
+    channels = [ChannelSpec(beside("service", n), Kind.MESSAGE, "front", "back", 64 * 512, 512) for n in range(PLACES)]
     with running() as service:
-        region = service.create(RegionSpec("link", 1 << 20, members, [channel]))
+        region = service.create(RegionSpec("link", 1 << 20, members, channels))
         yield {member: region.socket(member) for member in members}
 
 
@@ -69,10 +71,19 @@ def test_two_processes_with_shared_memory(name: str, sockets: dict[str, Path]) -
     processes(name, f"member:{sockets['front']}/service", f"member:{sockets['back']}/service")
 
 
+def free_ports(host: str, family: socket.AddressFamily) -> int:
+    """The first of PLACES ports in a row that nobody uses."""
+    while True:
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            first = probes.enter_context(socket.create_server((host, 0), family=family)).getsockname()[1]
+            for n in range(1, PLACES):
+                probes.enter_context(socket.create_server((host, first + n), family=family))
+            return int(first)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_two_processes_over_tcp(name: str, family: socket.AddressFamily) -> None:
     """No shared memory at all."""
     loopback = "127.0.0.1" if family == socket.AF_INET else "[::1]"
-    with socket.create_server((loopback.strip("[]"), 0), family=family) as probe:
-        port = probe.getsockname()[1]
+    port = free_ports(loopback.strip("[]"), family)
     processes(name, f"tcp-dial:{loopback}:{port}", f"tcp-listen:{loopback}:{port}")

@@ -1,14 +1,23 @@
-"""python endpoint_hostile.py SOCKET scribble|ring: an honest back end for a while, then not; says "now" between."""
+"""python endpoint_hostile.py SOCKET scribble|ring|knock: an honest back end for a while, then not; says "now" between.
+
+It scribbles or rings for some seconds, says "over", and is honest again. One that knocks never opens its side.
+"""
 
 from __future__ import annotations
 
 import random
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from host.ivshmem.client import join
 from idc.endpoint import Client, Endpoint, IncomingTransaction, Resources
 from idc.transport.shared import SharedPort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from idc.region import Region
 
 HONEST = 50
 SECONDS = 3.0
@@ -24,28 +33,43 @@ class Echo(Client):
         transaction.complete(transaction.parameters)
 
 
+def storm(region: Region, pump: Callable[[], object]) -> None:
+    """Ring every vector as fast as it goes, for SECONDS."""
+    bells, until = [region.bell(0, vector) for vector in range(region.header.vectors)], time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        pump()
+        for bell in bells:
+            for _ in range(200):
+                bell.ring()
+
+
+def say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     path, what = sys.argv[1:]
     region, client = join(path), Echo()
+    if what == "knock":
+        say("now")
+        storm(region, lambda: None)
     endpoint = Endpoint(SharedPort(region, "service", release=lambda: None), client, Resources())
-    while client.count < HONEST:
+    while client.count < HONEST and what != "knock":
         endpoint.pump(1.0)
-    sys.stdout.write("now\n")
-    sys.stdout.flush()
-    chance, until = random.Random(7), time.monotonic() + SECONDS
     if what == "ring":
-        bells = [region.bell(0, vector) for vector in range(region.header.vectors)]
+        say("now")
+        storm(region, endpoint.pump)
+    elif what == "scribble":
+        say("now")
+        chance, until, size = random.Random(7), time.monotonic() + SECONDS, len(region.memory)
         while time.monotonic() < until:
-            endpoint.pump(0.0)
-            for bell in bells:
-                for _ in range(200):
-                    bell.ring()
-        return
-    size = len(region.memory)
-    while time.monotonic() < until:
-        at = chance.randrange(size)
-        data = chance.randbytes(min(chance.choice((1, 8, 4096)), size - at))
-        region.memory[at:at + len(data)] = data
+            at = chance.randrange(size)
+            data = chance.randbytes(min(chance.choice((1, 8, 4096)), size - at))
+            region.memory[at:at + len(data)] = data
+    say("over")
+    while True:
+        endpoint.pump(1.0)
 
 
 if __name__ == "__main__":

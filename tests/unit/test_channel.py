@@ -18,6 +18,7 @@ from idc.channel import ByteChannel, Handshake, MessageChannel, SideState
 from idc.errors import MisuseError, NotConnectedError, PeerGoneError, TimedOutError
 from idc.region import Region, wait_event
 from idc.ring import Bell, load_u64, store_u64
+from idc.transport.shared import SharedCarrier, SharedPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,3 +252,21 @@ def test_a_region_of_another_protocol_is_refused(local: LocalRegion) -> None:
     os.pwrite(local.memfd, struct.pack("<HH", 2, 3), 104)
     with pytest.raises(layout.LayoutError, match="speaks protocol 2 to 3, this library speaks 1"):
         local.join(0)
+
+
+@pytest.mark.parametrize("word", [layout.SIDE_EPOCH, layout.SIDE_ACK, layout.SIDE_STATE])
+def test_a_side_whose_own_words_were_written_over_still_connects(ends: tuple[Region, Region], word: int) -> None:
+    """A peer that means ill leaves; an honest one comes after it, and must not wait for ever for what it finds."""
+    front, back = ends
+    waiting, other = SharedPort(front, "notes", release=lambda: None), SharedPort(back, "notes", release=lambda: None)
+    waiting.look()
+    store_u64(back.memory, front.header.channel("notes").offset + layout.SIDE_A + word, 0x1234)
+    carriers: list[SharedCarrier | None] = [None, None]
+    deadline = time.monotonic() + 10
+    while None in carriers:
+        assert time.monotonic() < deadline
+        for n, port in enumerate((waiting, other)):
+            port.look()
+            carriers[n] = carriers[n] or port.connection()
+    waiting.close()
+    other.close()

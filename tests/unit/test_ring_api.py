@@ -244,7 +244,8 @@ def test_a_peer_that_rings_without_end_does_not_keep_signals_out() -> None:
                 ring.rx.recv(timeout=0.05)
             ring.tx.send(b"still works")
             assert ring.rx.recv(timeout=20) == b"still works"
-            assert ring.rx.counters.spurious > 1000
+            assert ring.rx.counters.spurious > 64
+            assert ring.rx.counters.masked > 0  # so it costs no whole CPU either
     finally:
         os.close(storm)
         signal.signal(signal.SIGALRM, old)

@@ -11,7 +11,8 @@ from idc.layout import ChannelSpec, Kind, Rights
 from testbed.bed import Testbed
 
 SUITE = Path(__file__).parent.parent / "conformance"
-SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather")
+SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather",
+             "pairs", "stack")
 LIMIT = 60.0
 
 
@@ -19,7 +20,7 @@ LIMIT = 60.0
 def bed() -> Iterator[Testbed]:
     with Testbed(keep="never") as bed:
         for vm in bed.boot("front", "back", network=True):
-            for name in ("scenarios.py", "side.py"):
+            for name in ("scenarios.py", "liveness.py", "side.py"):
                 vm.copy_to(SUITE / name, f"/tmp/{name}")
         yield bed
 
@@ -40,8 +41,9 @@ def test_nothing_is_left_out() -> None:
 
 
 def test_ivshmem(bed: Testbed) -> None:
-    channel = ChannelSpec("service", Kind.MESSAGE, "front", "back", 64 * 512, 512)
-    bed.region(RegionSpec("link", 1 << 20, {"front": Rights.RW, "back": Rights.RW}, [channel]))
+    names = ("service", "service-1", "service-2", "service-3")  # a scenario counts them from its address
+    channels = [ChannelSpec(name, Kind.MESSAGE, "front", "back", 64 * 512, 512) for name in names]
+    bed.region(RegionSpec("link", 1 << 20, {"front": Rights.RW, "back": Rights.RW}, channels))
     both_sides(bed, "ivshmem:link/service", "ivshmem:link/service")
 
 

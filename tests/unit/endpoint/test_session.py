@@ -91,6 +91,28 @@ def test_an_answer_to_a_former_use_of_a_slot_is_refused() -> None:
         session.receive(frames.encode(Kind.REPLY, first))
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_slot_serves_beyond_the_uses_that_its_tag_can_count(ordered: bool) -> None:
+    """65,536 uses make the count 0 again: such a tag is answered, and fails, like any other."""
+    sent: list[bytes] = []
+    slots = Slots(1)
+    for last in ("answered", "lost"):
+        session = Session(QUOTAS, slots, Slots(1), sent.append)
+        session.receive(frames.hello(QUOTAS))
+        while not sent or tag_of(sent[-1]) != 0xFFFF_0000:
+            assert session.submit_transaction(b"", None, ordered=ordered) is Result.OK
+            assert session.receive(frames.encode(Kind.REPLY, tag_of(sent[-1]))) == [(None, Completion(Result.OK))]
+        assert session.submit_transaction(b"", None, ordered=ordered) is Result.OK
+        assert tag_of(sent[-1]) == 0
+        if last == "answered":
+            session.receive(frames.encode(Kind.REPLY, 0))
+            with pytest.raises(ProtocolError, match="not outstanding"):
+                session.receive(frames.encode(Kind.REPLY, 0))
+        else:
+            assert [c.result for _, c in session.end("lost")] == [Result.OUTCOME_UNKNOWN]
+        assert slots.outstanding == 0
+
+
 def test_an_ordered_answer_cannot_come_twice() -> None:
     sent: list[bytes] = []
     session = make(sent)
