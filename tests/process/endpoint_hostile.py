@@ -1,6 +1,6 @@
-"""python endpoint_hostile.py SOCKET scribble|ring|knock: an honest back end for a while, then not; says "now" between.
+"""python endpoint_hostile.py SOCKET scribble|ring|knock [SECONDS]: an honest back end, then not; says "now" between.
 
-It scribbles or rings for some seconds, says "over", and is honest again. One that knocks never opens its side.
+It scribbles or rings for so many seconds, says "over", and is honest again. One that knocks never opens its side.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Echo(Client):
         transaction.complete(transaction.parameters)
 
 
-def storm(region: Region, pump: Callable[[], object]) -> None:
-    """Ring every vector as fast as it goes, for SECONDS."""
-    bells, until = [region.bell(0, vector) for vector in range(region.header.vectors)], time.monotonic() + SECONDS
+def storm(region: Region, pump: Callable[[], object], seconds: float) -> None:
+    """Ring every vector as fast as it goes."""
+    bells, until = [region.bell(0, vector) for vector in range(region.header.vectors)], time.monotonic() + seconds
     while time.monotonic() < until:
         pump()
         for bell in bells:
@@ -49,20 +49,21 @@ def say(word: str) -> None:
 
 
 def main() -> None:
-    path, what = sys.argv[1:]
+    path, what, *more = sys.argv[1:]
+    seconds = float(more[0]) if more else SECONDS
     region, client = join(path), Echo()
     if what == "knock":
         say("now")
-        storm(region, lambda: None)
+        storm(region, lambda: None, seconds)
     endpoint = Endpoint(SharedPort(region, "service", release=lambda: None), client, Resources())
     while client.count < HONEST and what != "knock":
         endpoint.pump(1.0)
     if what == "ring":
         say("now")
-        storm(region, endpoint.pump)
+        storm(region, endpoint.pump, seconds)
     elif what == "scribble":
         say("now")
-        chance, until, size = random.Random(7), time.monotonic() + SECONDS, len(region.memory)
+        chance, until, size = random.Random(7), time.monotonic() + seconds, len(region.memory)
         while time.monotonic() < until:
             at = chance.randrange(size)
             data = chance.randbytes(min(chance.choice((1, 8, 4096)), size - at))
