@@ -142,6 +142,12 @@ class Ring:
         return Counters(**{name: getattr(count, name) for name in Counters.__dataclass_fields__})
 
     @property
+    def position(self) -> int:
+        """Messages or bytes that this end has sent or taken since its reset."""
+        self._check_open()
+        return int(self._ring.pos)
+
+    @property
     def masked(self) -> bool:
         """Whether the wake-up descriptor is masked at this moment, because the peer rings it without end."""
         self._check_open()

@@ -35,7 +35,6 @@ class SharedCarrier:
         self.frame_bytes = channel.sender.max_message
         self._channel = channel
         self._most = min(BATCH, self.capacity)
-        self.taken = 0
         self.closed = False
         self.closed_at = 0.0
         self._masked = 0
@@ -52,9 +51,7 @@ class SharedCarrier:
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""
         try:
-            frames = self._channel.receiver.recv_batch(self._most, timeout=timeout)
-            self.taken += len(frames)
-            return frames
+            return self._channel.receiver.recv_batch(self._most, timeout=timeout)
         except (BackPressuredError, TimedOutError):
             return ()
         except TooBigError as error:
@@ -70,6 +67,11 @@ class SharedCarrier:
             self._masked = self.masking.times
             self.closed, self.closed_at = True, time.monotonic()
             self._channel.close()
+
+    @property
+    def position(self) -> int:
+        """Frames taken so far, by whatever way."""
+        return 0 if self.closed else self._channel.receiver.position
 
     @property
     def masking(self) -> Masking:
@@ -144,7 +146,7 @@ class SharedPort:
 
     def wait(self, timeout: float) -> None:
         """See there. Looks again after RECHECK seconds: a doorbell rung before the vectors were armed is lost."""
-        self._waker.wait(min(timeout, RECHECK), 0 if self._current is None else self._current.taken)
+        self._waker.wait(min(timeout, RECHECK), 0 if self._current is None else self._current.position)
 
     def fileno(self) -> int:
         """See there."""
