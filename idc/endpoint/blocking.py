@@ -152,38 +152,41 @@ class Caller:
 
     def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes, timeout: float | None) -> Completion:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
-        me = self._arrive()
-        with self._lock:
-            nested = me in self._inside
-            self._inside.add(me)
-            try:
-                while (result := submit(body, call.done)) is not Result.OK:
-                    if result is Result.CLOSED:
-                        raise ClosedError("the endpoint is destroyed")
-                    if result is Result.NOT_CONNECTED:
-                        self._wake_all()  # others' calls may have ended with the connection, just now
-                    self._turn(call, deadline, result, nested=nested)
-                while call.completion is None:
-                    self._turn(call, deadline, result, nested=nested)
-            finally:
-                self._leave(me, nested=nested)
+        me, nested = self._enter(timeout)
+        try:
+            while (result := submit(body, call.done)) is not Result.OK:
+                if result is Result.CLOSED:
+                    raise ClosedError("the endpoint is destroyed")
+                if result is Result.NOT_CONNECTED:
+                    self._wake_all()  # others' calls may have ended with the connection, just now
+                self._turn(call, deadline, result, nested=nested)
+            while call.completion is None:
+                self._turn(call, deadline, result, nested=nested)
+        finally:
+            self._leave(me, nested=nested)
         return call.completion
 
     def _until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
+        me, nested = self._enter(timeout)
+        try:
+            while not condition():
+                if self.endpoint.state is State.DESTROYED:
+                    raise ClosedError("the endpoint is destroyed")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimedOutError(f"{what} within {timeout:g} s")
+                self._turn(call, deadline, Result.OK, nested=nested)
+        finally:
+            self._leave(me, nested=nested)
+
+    def _enter(self, timeout: float | None) -> tuple[int, bool]:
+        """Take the lock: this thread, and whether it is in a call already, whose handler calls now."""
         me = self._arrive()
-        with self._lock:
-            nested = me in self._inside
-            self._inside.add(me)
-            try:
-                while not condition():
-                    if self.endpoint.state is State.DESTROYED:
-                        raise ClosedError("the endpoint is destroyed")
-                    if deadline is not None and time.monotonic() >= deadline:
-                        raise TimedOutError(f"{what} within {timeout:g} s")
-                    self._turn(call, deadline, Result.OK, nested=nested)
-            finally:
-                self._leave(me, nested=nested)
+        if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+            raise TimedOutError("a handler in another thread's call did not end in time")
+        nested = me in self._inside
+        self._inside.add(me)
+        return me, nested
 
     def _arrive(self) -> int:
         """Note whether more than one thread uses this object: a leader looks at that when it wakes."""
@@ -194,11 +197,12 @@ class Caller:
         return me
 
     def _leave(self, me: int, *, nested: bool) -> None:
-        """The end of a call: another may have to lead."""
+        """The end of a call: another may have to lead. Lets the lock go."""
         if not nested:
             self._inside.discard(me)
         if self._followers and not self._leader:
             self._followers[0].wake()
+        self._lock.release()
 
     def _turn(self, call: _Call, deadline: float | None, result: Result, *, nested: bool) -> None:
         """Wait for something, as leader or follower; then the caller looks whether it was for it."""

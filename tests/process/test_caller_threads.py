@@ -180,6 +180,38 @@ def test_closing_ends_the_calls_of_others() -> None:
     theirs.close()
 
 
+def test_a_handler_that_does_not_end_costs_others_their_time_out_only() -> None:
+    """And no more: two callers whose handlers call on each other, from two threads, end by that as well."""
+    mine, theirs = meeting()
+    free, entered = threading.Event(), threading.Event()
+
+    class Stuck(Client):
+        def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
+            entered.set()
+            free.wait(LIMIT)
+            transaction.complete()
+
+    def ask_from_the_other_side() -> None:
+        with Caller(theirs) as other:
+            other.transact(b"", timeout=LIMIT)
+
+    def late() -> None:
+        assert entered.wait(LIMIT)
+        began = time.monotonic()
+        try:
+            caller.transact(b"", timeout=0.2)
+        finally:
+            free.set()
+            assert time.monotonic() - began < LIMIT / 2
+
+    with Caller(mine, client=Stuck()) as caller:
+        stuck, timed_out, other = at_once(lambda: caller.transact(b"", timeout=1.0), late, ask_from_the_other_side)
+    assert isinstance(timed_out, TimedOutError)
+    assert "handler" in str(timed_out)
+    assert other is None
+    assert isinstance(stuck, IdcError)  # the other side handles no transactions, or had ended before
+
+
 class Curious(Client):
     """Asks back before it answers."""
 
