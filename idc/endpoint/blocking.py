@@ -130,7 +130,7 @@ class Caller:
 
     def close(self) -> None:
         """Destroy the endpoint; other threads' calls end, as those of a destroyed one do. Idempotent."""
-        self._arrive()
+        self._arrive(threading.get_ident())
         with self._lock:
             self._closing = True
             while self._asleep:  # its descriptors must not be closed, and used by another, under a sleeping leader
@@ -160,6 +160,10 @@ class Caller:
                 if result is Result.NOT_CONNECTED:
                     self._wake_all()  # others' calls may have ended with the connection, just now
                 self._turn(call, deadline, result, nested=nested)
+            if deadline is None and not self._shared:
+                pump = self.endpoint.pump
+                while call.completion is None and not self._shared:
+                    pump(NAP_ALONE)
             while call.completion is None:
                 self._turn(call, deadline, result, nested=nested)
         finally:
@@ -181,20 +185,19 @@ class Caller:
 
     def _enter(self, timeout: float | None) -> tuple[int, bool]:
         """Take the lock: this thread, and whether it is in a call already, whose handler calls now."""
-        me = self._arrive()
+        me = threading.get_ident()
+        if me != self._first:
+            self._arrive(me)
         if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
             raise TimedOutError("a handler in another thread's call did not end in time")
         nested = me in self._inside
         self._inside.add(me)
         return me, nested
 
-    def _arrive(self) -> int:
+    def _arrive(self, me: int) -> None:
         """Note whether more than one thread uses this object: a leader looks at that when it wakes."""
-        me = threading.get_ident()
-        if self._first != me:
-            self._shared = self._shared or self._first != 0
-            self._first = self._first or me
-        return me
+        self._shared = self._shared or self._first not in (0, me)
+        self._first = self._first or me
 
     def _leave(self, me: int, *, nested: bool) -> None:
         """The end of a call: another may have to lead. Lets the lock go."""
