@@ -121,7 +121,7 @@ class Bulk:
     def __init__(self, region: Region, name: str) -> None:
         self._region, self._name = region, name
         self._channel = ByteChannel.begin(self._region, self._name)
-        self._connected = False
+        self.connected = False
         self.ends = 0
         self.reason = ""
         self.bytes = 0
@@ -130,11 +130,11 @@ class Bulk:
     def turn(self) -> None:
         channel = self._channel
         try:
-            if not self._connected:
+            if not self.connected:
                 if not channel.intact:
                     channel.close()
                     self._channel = channel = ByteChannel.begin(self._region, self._name)
-                self._connected = channel.advance()
+                self.connected = channel.advance()
                 return
             channel.sender.try_write(bytes(self.chance.randrange(2000)))
             self._receive(channel)
@@ -142,7 +142,7 @@ class Bulk:
             self.ends += 1
             self.reason = str(error)
             channel.close()
-            self._channel, self._connected = ByteChannel.begin(self._region, self._name), False
+            self._channel, self.connected = ByteChannel.begin(self._region, self._name), False
 
     def _receive(self, channel: ByteChannel) -> None:
         with contextlib.suppress(BackPressuredError):
@@ -203,7 +203,8 @@ def attack(how: str, good: Notes, bad: Notes, bulk: Bulk, hostile: Hostile) -> s
             turn()
 
     answers, got = bad.answers + 20, bulk.bytes + 20_000
-    turn_until(lambda: bad.answers >= answers and bulk.bytes >= got, PATIENCE, "no connection with an honest peer")
+    turn_until(lambda: (bad.answers >= answers and bulk.bytes >= got and bad.endpoint.state is State.CONNECTED
+                        and bulk.connected), PATIENCE, "no connection with an honest peer")
     cycles, ends, before = bad.client.cycles, bulk.ends, good.answers
     began = float(hostile.tell(f"scribble {how}", "now", turn))
     expected = HOW[how]
