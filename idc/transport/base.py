@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc.region import Region
+
 
 class Carrier(Protocol):
     """One connection: whole frames, in order, at most once, until it is lost; then never again.
@@ -45,7 +47,15 @@ class Carrier(Protocol):
 
 
 class Port(Protocol):
-    """One end of a place where two endpoints can meet, for as long as the endpoint lives."""
+    """One end of a place where two endpoints can meet, for as long as the endpoint lives.
+
+    Attributes:
+        regions: those that this end maps, closed with it: what buffers can be allocated from that the peer reaches.
+    """
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """See above."""
 
     def look(self) -> bool:
         """Whether the peer is there, at this moment. Makes progress towards a connection; never waits."""

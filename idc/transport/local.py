@@ -78,6 +78,8 @@ class LocalCarrier:
 class LocalPort:
     """See `idc.transport.base.Port`. Made by `meeting`."""
 
+    regions = ()
+
     def __init__(self, lock: threading.RLock, frames: int, frame_bytes: int) -> None:
         self.frames = frames
         self.frame_bytes = frame_bytes

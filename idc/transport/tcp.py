@@ -165,6 +165,8 @@ class TcpCarrier:
 class _TcpPort:
     """What both ends share."""
 
+    regions = ()
+
     def __init__(self) -> None:
         self._poller = select.epoll()
         self._next: socket.socket | None = None
