@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
@@ -20,6 +20,8 @@ from idc.layout import PAGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc.buffers.local import Shape
+    from idc.region import Region
     from idc.words import Memory
 
 
@@ -151,6 +153,14 @@ class RegionPages(MappedType):
         check_live(base)
         return base.pages * PAGE
 
+    def retain(self, base: Run) -> None:
+        """One more reference to the whole run."""
+        base.pool.keep(base)
+
+    def release(self, base: Run) -> None:
+        """One reference less; the last one gives the pages back."""
+        base.pool.give(base)
+
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """Place in the region. Raises MisuseError once released, or once the region is closed."""
         run: Run = buffer.base
@@ -190,6 +200,14 @@ class PagePool(RunPool):
         self.memory = memory
         self.offset = offset
 
+    @classmethod
+    def of(cls, region: Region) -> Self:
+        """This member's own part of a region. Raises MisuseError if it has none: it may only read, or all is rings."""
+        for part in region.header.parts:
+            if part.owner == region.member:
+                return cls(region.memory, part.offset, part.length)
+        raise MisuseError(f"this member has no part of region {region.header.name!r} to allocate from")
+
     def allocate(self, length: int, offset_in_page: int = 0) -> LocalBuffer:
         """`length` bytes with one reference, the first at `offset_in_page`. They hold what was there before.
 
@@ -197,7 +215,7 @@ class PagePool(RunPool):
         """
         return LocalBuffer(REGION_PAGES, self.take(length, offset_in_page), offset_in_page, length)
 
-    def allocate_like(self, other: LocalBuffer) -> LocalBuffer:
+    def allocate_like(self, other: Shape) -> LocalBuffer:
         """As many bytes as another buffer has, at the same offset in their page, so that pages can be handed on."""
         return self.allocate(other.length, other.offset_in_page)
 

@@ -30,6 +30,8 @@ BATCH = 64
 class SharedCarrier:
     """See `idc.transport.base.Carrier`."""
 
+    near = True
+
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message
@@ -102,6 +104,7 @@ class SharedPort:
 
     def __init__(self, region: Region, channel: str, *, spin: float = DEFAULT_SPIN,
                  release: Callable[[], None] | None = None) -> None:
+        self.regions = (region,)
         self._region = region
         self._name = channel
         self._spin = spin

@@ -56,6 +56,7 @@ class TcpCarrier:
 
     capacity = CAPACITY
     frame_bytes = FRAME_BYTES
+    near = False  # TCP does not say; what is near has shared memory to meet by
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         self._socket = connection
@@ -167,6 +168,7 @@ class _TcpPort:
 
     masking = NO_MASKING
     patience: float | None = None
+    regions = ()
 
     def __init__(self) -> None:
         self._poller = select.epoll()
