@@ -286,11 +286,10 @@ class DialPort(_TcpPort):
         poll.register(self._dialling, select.POLLOUT)
         if not poll.poll(0):
             return
-        if self._dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._poller.unregister(self._dialling)
+        self._poller.unregister(self._dialling)
+        if self._dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _alone(self._dialling):
             self._give_up()
             return
-        self._poller.unregister(self._dialling)
         self._next, self._dialling = self._dialling, None
 
     def _give_up(self) -> None:
@@ -312,6 +311,15 @@ class DialPort(_TcpPort):
         if self._dialling is not None:
             self._dialling.close()
         super().close()
+
+
+def _alone(connection: socket.socket) -> bool:
+    """Whether it is connected to itself, as happens now and then to who dials a port of this machine that is away, and
+    is given that very number for its own end; or is not connected any more."""
+    try:
+        return connection.getsockname() == connection.getpeername()
+    except OSError:
+        return True
 
 
 def _host_port(address: str) -> tuple[str, int]:

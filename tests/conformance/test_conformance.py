@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 from region_support import running
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -73,19 +73,9 @@ def test_two_processes_with_shared_memory(name: str, sockets: dict[str, Path]) -
     processes(name, f"member:{sockets['front']}/service", f"member:{sockets['back']}/service")
 
 
-def free_ports(host: str, family: socket.AddressFamily) -> int:
-    """The first of PLACES ports in a row that nobody uses."""
-    while True:
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            first = probes.enter_context(socket.create_server((host, 0), family=family)).getsockname()[1]
-            for n in range(1, PLACES):
-                probes.enter_context(socket.create_server((host, first + n), family=family))
-            return int(first)
-
-
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_two_processes_over_tcp(name: str, family: socket.AddressFamily) -> None:
     """No shared memory at all."""
     loopback = "127.0.0.1" if family == socket.AF_INET else "[::1]"
-    port = free_ports(loopback.strip("[]"), family)
+    port = free_port(loopback.strip("[]"), family, PLACES)
     processes(name, f"tcp-dial:{loopback}:{port}", f"tcp-listen:{loopback}:{port}")

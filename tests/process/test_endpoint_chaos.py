@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 from region_support import running
 
 from host.region import RegionSpec
@@ -39,8 +39,7 @@ def shared_memory() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def tcp() -> Iterator[tuple[str, str]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     yield f"tcp-dial:{place}", f"tcp-listen:{place}"
 
 

@@ -3,7 +3,6 @@ at a time: over rings, over TCP, and over both in one stack. The same folded acr
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 from region_support import running
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
@@ -37,8 +37,7 @@ def rings(service: RegionService, number: int) -> tuple[str, str]:
 
 
 def tcp(_: RegionService, number: int) -> tuple[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     return f"tcp-dial:{place}", f"tcp-listen:{place}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 from region_support import running
 
 from host.region import Region, RegionSpec
@@ -123,8 +123,7 @@ def test_holders_killed_at_any_moment_of_their_transfers_leave_nothing(region: R
         if near:
             addresses = [f"member:{region.socket(member)}/service" for member in ("owner", "holder")]
         else:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                place = f"127.0.0.1:{probe.getsockname()[1]}"
+            place = f"127.0.0.1:{free_port()}"
             addresses = [f"tcp-listen:{place}", f"tcp-dial:{place}"]
         with both(addresses, "receive") as (owner, child):
             registration = owner.endpoint.register(owner.buffer(), Access.READ, outlives=True)

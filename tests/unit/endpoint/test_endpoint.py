@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 
 from idc.domain import VARIABLE, Domain, Service
 from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Quotas, Resources, Result
@@ -301,8 +302,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     shared, back, front = re.split(r"\n\n# (?:back|front) end.*\n", example())
     for name, text in (("back", back), ("front", front)):
         (tmp_path / f"{name}.py").write_text(f"{shared}\n{text}")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     server = subprocess.Popen([sys.executable, str(tmp_path / "back.py")],
                               env={VARIABLE: f"shout=tcp-listen:{place}"})
     try:
@@ -312,3 +312,22 @@ def test_the_example_runs(tmp_path: Path) -> None:
         server.kill()
         server.wait()
     assert (done.returncode, done.stdout) == (0, "b'HELLO'\n"), done.stderr
+
+
+def test_nobody_is_connected_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may give a dialling socket the number that it dials, and so connect it to itself."""
+    port, prepare = free_port(), tcp._prepare
+
+    def bound(connection: socket.socket) -> socket.socket:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(("127.0.0.1", port))
+        return prepare(connection)
+
+    monkeypatch.setattr(tcp, "_prepare", bound)
+    dialling = tcp.dial_port(f"127.0.0.1:{port}")
+    try:
+        for _ in range(20):
+            assert not dialling.look()
+            dialling.wait(0.01)
+    finally:
+        dialling.close()
