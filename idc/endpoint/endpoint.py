@@ -531,10 +531,9 @@ class Endpoint:
         elif action is Action.TELL_DISAPPEAR:
             self._client.disappear(self)
         else:
-            self._port.close()
             self._resources.user = None
             told, self._destroyed = self._destroyed, []
-            _each(told)
+            _each([self._port.close, *told])
 
     def _tell_disconnect(self) -> None:
         session, called = self._session, False

@@ -317,7 +317,7 @@ def _alone(connection: socket.socket) -> bool:
     """Whether it is connected to itself, as happens now and then to who dials a port of this machine that is away, and
     is given that very number for its own end; or is not connected any more."""
     try:
-        return connection.getsockname() == connection.getpeername()
+        return bool(connection.getsockname() == connection.getpeername())
     except OSError:
         return True
 

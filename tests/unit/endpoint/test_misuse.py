@@ -195,6 +195,22 @@ def test_a_destroy_within_the_last_disappear_is_told_when_the_resources_are_free
     assert freed == [True]
 
 
+def test_a_port_that_cannot_close_keeps_neither_resources_nor_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region of which somebody still holds a view."""
+    pair, told = Pair(Hooked()).connected(), list[int]()
+
+    def close() -> None:
+        raise MisuseError("closed while a view is open")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.mine._port, "close", close)
+        with pytest.raises(MisuseError, match="view is open"):
+            pair.mine.destroy(lambda: told.append(1))
+    assert told == [1]
+    assert pair.resources.user is None
+    pair.mine._port.close()
+
+
 def test_each_destroy_is_told() -> None:
     pair = Pair(Hooked()).connected()
     pair.client.where, pair.client.what = "disconnect", lambda endpoint: endpoint.destroy(lambda: told.append(2))
