@@ -6,6 +6,7 @@
     ├── TooBigError             the message does not fit a slot, or the buffer; nothing was moved
     ├── MisuseError             (also a ValueError) arguments or state that the library refuses
     │   └── HiddenError         the bytes of hidden pages were asked for by someone who may only pass them on
+    ├── RefusedError            a request about a remote buffer was refused; `code` is the Refusal
     ├── FileRangeError          (also an OSError) the file under a buffer failed; `errno` says how
     ├── TransactionError        the other side completed the transaction with an error code of its own
     ├── HandlerFailedError      the other side's handler of a message or transaction raised; the text says what
@@ -61,6 +62,18 @@ class MisuseError(IdcError, ValueError):
 
 class HiddenError(MisuseError):
     """Hidden pages are not mapped here: they can be sliced, registered and passed on, not read or written."""
+
+
+class RefusedError(IdcError):
+    """A request about a remote buffer was refused: by its owner, a peer between, a broker, or this library.
+
+    Attributes:
+        code: an `idc.remote.Refusal`, or a number that this version does not know.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class FileRangeError(IdcError, OSError):

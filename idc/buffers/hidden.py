@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, Self
 
 from idc.buffers.files import FILE_RANGE, file_range
-from idc.buffers.local import BufferType, LocalBuffer
+from idc.buffers.local import BufferType, LocalBuffer, Shape
 from idc.buffers.memory import window
 from idc.buffers.pool import REGION_PAGES, Run, RunPool, check_live
 from idc.errors import FileRangeError, HiddenError, MisuseError
@@ -123,7 +123,7 @@ class MemfdStore:
         run = self._pool.take(length, offset_in_page)
         return LocalBuffer(HIDDEN_PAGES, Hidden(self, run), offset_in_page, length)
 
-    def allocate_like(self, other: LocalBuffer) -> LocalBuffer:
+    def allocate_like(self, other: Shape) -> LocalBuffer:
         """As many bytes as another buffer has, at the same offset in their page."""
         return self.allocate(other.length, other.offset_in_page)
 

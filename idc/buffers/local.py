@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idc.errors import MisuseError
 from idc.layout import PAGE
@@ -31,6 +31,18 @@ class CopyCounter:
     mapped: int = 0
 
 
+class Shape(Protocol):
+    """What another buffer can be made like: a local one, or a remote one."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+
+    @property
+    def offset_in_page(self) -> int:
+        """Where in its page the first byte lies."""
+
+
 class BufferType(ABC):
     """What a provider of buffers brings: how to reach plain memory and back. One object for each type.
 
@@ -48,6 +60,17 @@ class BufferType(ABC):
         """Offset in its page of a base's first byte."""
         del base
         return 0
+
+    def retain(self, base: Any) -> None:  # noqa: ANN401
+        """One more user of what is behind a base, where that is counted: it neither moves nor goes meanwhile.
+
+        Raises MisuseError if there is nothing behind it any more.
+        """
+        self.extent(base)
+
+    def release(self, base: Any) -> None:  # noqa: ANN401
+        """One user less."""
+        del base
 
     @abstractmethod
     def copy_to(self, source: LocalBuffer, memory: memoryview) -> None:

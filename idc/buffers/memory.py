@@ -18,6 +18,7 @@ from idc.layout import PAGE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from idc.buffers.local import Shape
     from idc.words import Memory, Readable
 
 
@@ -69,7 +70,7 @@ def process_memory(memory: Readable) -> LocalBuffer:
     return LocalBuffer(PROCESS_MEMORY, base, 0, PROCESS_MEMORY.extent(base))
 
 
-def process_memory_like(other: LocalBuffer) -> LocalBuffer:
+def process_memory_like(other: Shape) -> LocalBuffer:
     """Fresh memory of the same length and the same offset in its page as another buffer."""
     skew = other.offset_in_page
     return LocalBuffer(PROCESS_MEMORY, mmap.mmap(-1, skew + max(other.length, 1)), skew, other.length)

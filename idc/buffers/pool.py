@@ -20,6 +20,7 @@ from idc.layout import PAGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc.buffers.local import Shape
     from idc.words import Memory
 
 
@@ -151,6 +152,14 @@ class RegionPages(MappedType):
         check_live(base)
         return base.pages * PAGE
 
+    def retain(self, base: Run) -> None:
+        """One more reference to the whole run."""
+        base.pool.keep(base)
+
+    def release(self, base: Run) -> None:
+        """One reference less; the last one gives the pages back."""
+        base.pool.give(base)
+
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """Place in the region. Raises MisuseError once released, or once the region is closed."""
         run: Run = buffer.base
@@ -197,7 +206,7 @@ class PagePool(RunPool):
         """
         return LocalBuffer(REGION_PAGES, self.take(length, offset_in_page), offset_in_page, length)
 
-    def allocate_like(self, other: LocalBuffer) -> LocalBuffer:
+    def allocate_like(self, other: Shape) -> LocalBuffer:
         """As many bytes as another buffer has, at the same offset in their page, so that pages can be handed on."""
         return self.allocate(other.length, other.offset_in_page)
 

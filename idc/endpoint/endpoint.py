@@ -11,19 +11,26 @@ import functools
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from idc.endpoint import frames
 from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import Action, Event, State, step
 from idc.endpoint.results import Completion, Result
-from idc.endpoint.session import IncomingMessage, IncomingTransaction, Session, Slots
+from idc.endpoint.session import IncomingAsk, IncomingMessage, IncomingTransaction, Session, Slots
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from idc.buffers.local import LocalBuffer
+    from idc.endpoint.party import Party, Sharing
     from idc.endpoint.session import Done
+    from idc.remote.buffer import RemoteBuffer
+    from idc.remote.exports import Registration
+    from idc.remote.reference import Access
+    from idc.remote.routes import Route
     from idc.transport.base import Carrier, Port
 
 #: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
@@ -70,10 +77,13 @@ class Resources:
         accepts: what the peer may do: see Quotas.
         requests: own transactions outstanding at a time.
         messages: own messages outstanding at a time.
+        remote: what remote buffers need, an `idc.remote.Remote`; without it the endpoint has none.
     """
 
-    def __init__(self, accepts: Quotas | None = None, *, requests: int = 16, messages: int = 16) -> None:
+    def __init__(self, accepts: Quotas | None = None, *, requests: int = 16, messages: int = 16,
+                 remote: Sharing | None = None) -> None:
         self.accepts = accepts or Quotas()
+        self.remote = remote
         self.requests = Slots(requests)
         self.messages = Slots(messages)
         self.user: Endpoint | None = None
@@ -81,7 +91,8 @@ class Resources:
     @property
     def frames(self) -> int:
         """Most frames that can be under way in one direction: own submissions, answers, HELLO and BYE."""
-        return (self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + 2)
+        asks = self.remote.asks.count + self.remote.serves if self.remote is not None else 0
+        return self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + asks + 2
 
 
 class Status(NamedTuple):
@@ -114,6 +125,7 @@ class Endpoint:
         port: where the peer is met; the endpoint closes it.
         client: who is told.
         resources: not in use by another endpoint.
+        name: of the peer, as the configuration or who mediates says; for messages.
 
     Attributes:
         state: see `idc.endpoint.lifecycle`.
@@ -124,7 +136,7 @@ class Endpoint:
         MisuseError: the resources are in use.
     """
 
-    def __init__(self, port: Port, client: Client, resources: Resources) -> None:
+    def __init__(self, port: Port, client: Client, resources: Resources, name: str = "the peer") -> None:
         if resources.user is not None:
             raise MisuseError("these resources serve another endpoint; it has to be destroyed first")
         resources.user = self
@@ -134,6 +146,9 @@ class Endpoint:
         self._port = port
         self._client = client
         self._resources = resources
+        self._party: Party | None = None
+        if resources.remote is not None:
+            self._party = resources.remote.party(name, self.notify)
         self._carrier: Carrier | None = None
         self._session: Session | None = None
         self._inbox: deque[bytes] = deque()
@@ -181,6 +196,49 @@ class Endpoint:
         except DisconnectedError as error:
             return self._lost(error)
         return self._sent(result, notify=notify)
+
+    def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None = None,
+                 returned: Callable[[], None] | None = None, direct: bool = True,
+                 outlives: bool = False) -> Registration:
+        """Let others reach a buffer, by references that the registration mints and that go in any message.
+
+        Args:
+            buffer: of any type. Pages of a pool are retained: they neither move nor go meanwhile.
+            access: most that a reference can allow.
+            filled: told (offset, length) within the buffer when a holder says that it has filled that.
+            returned: told when pages that were handed over are back.
+            direct: False gives nobody a lease: the bytes go by owner copy only.
+            outlives: stays until it is unregistered; by default it is unregistered when this connection ends.
+
+        Raises:
+            BackPressuredError: all registrations are in use.
+            NotConnectedError: there is no connection that it could belong to.
+            MisuseError: the endpoint has no resources for remote buffers, or the buffer was released.
+        """
+        return self._sharing.register(buffer, access, filled=filled, returned=returned, direct=direct,
+                                      outlives=outlives)
+
+    def remote(self, reference: bytes, *, route: Route | None = None,
+               revoked: Callable[[], None] | None = None) -> RemoteBuffer:
+        """The buffer behind a reference that came through this connection.
+
+        Args:
+            reference: its bytes.
+            route: force it, for tests and measurements.
+            revoked: told when the owner wants back what is held of it here.
+
+        Raises:
+            MisuseError: the bytes are no reference, or the endpoint has no resources for remote buffers.
+            BackPressuredError: too many are open.
+            NotConnectedError: there is no connection.
+        """
+        return self._sharing.remote(reference, route=route, revoked=revoked)
+
+    @property
+    def _sharing(self) -> Party:
+        if self._party is None:
+            raise MisuseError("this endpoint has no resources for remote buffers: pass Resources(remote=Remote(...))")
+        return self._party
 
     def notify(self) -> None:
         """Wake the peer for what was submitted."""
@@ -238,6 +296,12 @@ class Endpoint:
 
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
+        party = self._party
+        if party is not None:
+            if party.work() or party.busy:
+                timeout = 0.0
+            elif (due := party.patience) is not None:
+                timeout = min(timeout, due)
         if self.state is State.CONNECTED:
             return self._take(timeout)
         if self.state is State.DESTROYED:
@@ -254,7 +318,7 @@ class Endpoint:
             return True
         self.notify()
         self._port.wait(0.0)  # takes the wake-ups so far: what comes from here on makes it readable again
-        if self._inbox:
+        if self._inbox or (self._party is not None and self._party.busy):
             return False
         if self.state is State.CONNECTED and self._carrier is not None:
             try:
@@ -267,8 +331,11 @@ class Endpoint:
     def patience(self) -> float | None:
         """Longest sleep on `fileno`, seconds, before `pump` is due anyway; None when only a wake-up counts."""
         if self.state is State.CONNECTED:
-            return self._port.patience
-        return None if self.state is State.DESTROYED else UNCONNECTED_LOOK
+            due = self._port.patience
+        else:
+            due = None if self.state is State.DESTROYED else UNCONNECTED_LOOK
+        party = self._party.patience if self._party is not None else None
+        return min((sleep for sleep in (due, party) if sleep is not None), default=None)
 
     def _establish(self, timeout: float) -> bool:
         if self._progress():
@@ -316,21 +383,28 @@ class Endpoint:
         if self._session.greeted:
             self.connections += 1
             self._since = time.monotonic()
+            if self._party is not None:
+                self._party.begin(self._session, near=self._carrier.near)
             self._step(Event.CONNECTED)
 
     def _begin(self, carrier: Carrier) -> None:
         resources = self._resources
-        session = Session(resources.accepts, resources.requests, resources.messages, self._post)
+        accepts, asks, needed = resources.accepts, None, resources.frames
+        if (remote := resources.remote) is not None:
+            asks, room = remote.asks, carrier.frame_bytes - frames.HEADER_BYTES
+            if room >= frames.ASK_BYTES:  # else the frames are refused below, with both numbers
+                accepts = replace(accepts, asks=remote.serves, ask_bytes=min(remote.ask_bytes, room))
+        session = Session(accepts, resources.requests, resources.messages, self._post, asks)
         self._carrier, self._session, self._broken = carrier, session, None
         self._inbox.clear()
-        needed = resources.frames
         try:
             if carrier.capacity < needed:
                 raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
-            if carrier.frame_bytes < frames.HEADER_BYTES + resources.accepts.body_bytes:
+            body = max(accepts.body_bytes, frames.ASK_BYTES if remote is not None else 0)
+            if carrier.frame_bytes < frames.HEADER_BYTES + body:
                 raise ProtocolError(f"the carrier's frames hold {carrier.frame_bytes} bytes, the quotas need "
-                                    f"{frames.HEADER_BYTES + resources.accepts.body_bytes}")
-            carrier.post(frames.hello(resources.accepts))
+                                    f"{frames.HEADER_BYTES + body}")
+            carrier.post(frames.hello(accepts))
             carrier.flush()
         except DisconnectedError as error:
             self._drop(str(error))
@@ -374,6 +448,9 @@ class Endpoint:
         event = self._session.receive(frame)
         if isinstance(event, list):
             _deliver(event)
+            return
+        if isinstance(event, IncomingAsk):
+            self._sharing.serve(event)
             return
         try:
             if isinstance(event, IncomingTransaction):
@@ -441,6 +518,8 @@ class Endpoint:
         if action is Action.FAIL_ALL:
             if self._session is not None:
                 _deliver(self._session.end(self.reason))
+            if self._party is not None:
+                self._party.end(self.reason)
         elif action is Action.TELL_APPEAR:
             self._client.appear(self)
         elif action is Action.TELL_CONNECT:

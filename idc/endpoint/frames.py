@@ -12,10 +12,10 @@ from typing import Final
 
 from idc.errors import MisuseError, ProtocolError
 
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = struct.Struct("<BBHI")
 HEADER_BYTES: Final = HEADER.size
-_HELLO: Final = struct.Struct("<HHHHII")
+_HELLO: Final = struct.Struct("<HHHHIII")
 #: Most bytes of a reason, in UTF-8.
 REASON_BYTES: Final = 200
 #: Error code of a reply whose handler failed; the body is the reason.
@@ -35,6 +35,19 @@ class Kind(enum.IntEnum):
     REQUEST = 4
     REPLY = 5
     BYE = 6
+    RESOLVE = 7
+    RELEASE = 8
+    REVOKE = 9
+    PULL = 10
+    PUSH = 11
+    FILLED = 12
+    ANSWER = 13
+
+
+#: What the libraries of both sides ask each other about remote buffers; ANSWER answers each.
+ASKS: Final = frozenset({Kind.RESOLVE, Kind.RELEASE, Kind.REVOKE, Kind.PULL, Kind.PUSH, Kind.FILLED})
+#: Fewest bytes that a side which takes such requests accepts in one: every one of them fits but for the data.
+ASK_BYTES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +59,30 @@ class Quotas:
         messages: messages that it holds uncompleted, 0 to 32768.
         parameter_bytes: longest parameters, and longest message.
         status_bytes: longest status of a reply that it gets.
+        asks: requests about remote buffers that it holds unanswered, 0 to 32768; the client never sees them.
+        ask_bytes: longest of those, and of their answers; 256 at least if there are any.
     """
 
     requests: int = 16
     messages: int = 16
     parameter_bytes: int = 256
     status_bytes: int = 256
+    asks: int = 0
+    ask_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, most in (("requests", MAX_SLOTS), ("messages", MAX_SLOTS), ("parameter_bytes", MAX_BODY),
-                           ("status_bytes", MAX_BODY)):
+                           ("status_bytes", MAX_BODY), ("asks", MAX_SLOTS), ("ask_bytes", MAX_BODY)):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise MisuseError(f"quota {name} of {value}: must be 0 to {most}")
+        if self.asks and self.ask_bytes < ASK_BYTES:
+            raise MisuseError(f"quota ask_bytes of {self.ask_bytes}: must be {ASK_BYTES} at least")
 
     @property
     def body_bytes(self) -> int:
         """Longest body of any frame that this side accepts."""
-        return max(self.parameter_bytes, self.status_bytes, REASON_BYTES, _HELLO.size)
+        return max(self.parameter_bytes, self.status_bytes, self.ask_bytes, REASON_BYTES, _HELLO.size)
 
 
 def encode(kind: Kind, tag: int = 0, body: bytes = b"", error: int = 0) -> bytes:
@@ -73,8 +92,8 @@ def encode(kind: Kind, tag: int = 0, body: bytes = b"", error: int = 0) -> bytes
 
 def hello(accepts: Quotas) -> bytes:
     """The first frame."""
-    return encode(Kind.HELLO, body=_HELLO.pack(VERSION, accepts.requests, accepts.messages, 0,
-                                               accepts.parameter_bytes, accepts.status_bytes))
+    return encode(Kind.HELLO, body=_HELLO.pack(VERSION, accepts.requests, accepts.messages, accepts.asks,
+                                               accepts.parameter_bytes, accepts.status_bytes, accepts.ask_bytes))
 
 
 def bye(reason: str) -> bytes:
@@ -105,14 +124,13 @@ def parse(frame: bytes) -> tuple[int, int, int, bytes]:
 
 def parse_hello(body: bytes) -> Quotas:
     """What the peer accepts. Raises ProtocolError."""
+    version = int.from_bytes(body[:2], "little")
+    if len(body) >= 2 and version != VERSION:
+        raise ProtocolError(f"the peer speaks version {version} of the endpoint protocol, this side {VERSION}")
     if len(body) != _HELLO.size:
         raise ProtocolError(f"a HELLO of {len(body)} bytes instead of {_HELLO.size}")
-    version, requests, messages, zero, parameters, status = _HELLO.unpack(body)
-    if version != VERSION:
-        raise ProtocolError(f"the peer speaks version {version} of the endpoint protocol, this side {VERSION}")
-    if zero:
-        raise ProtocolError(f"a HELLO with {zero} where zero is due")
+    _, requests, messages, asks, parameters, status, ask_bytes = _HELLO.unpack(body)
     try:
-        return Quotas(requests, messages, parameters, status)
+        return Quotas(requests, messages, parameters, status, asks, ask_bytes)
     except MisuseError as error:
         raise ProtocolError(f"the peer's HELLO: {error}") from error

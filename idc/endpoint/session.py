@@ -182,6 +182,37 @@ class IncomingTransaction(_Incoming):
         return self._session.finish_transaction(self._tag, body, HANDLER_FAILED)
 
 
+class IncomingAsk(_Incoming):
+    """A request about a remote buffer, for the library: the client never sees one.
+
+    Attributes:
+        kind: one of `frames.ASKS`.
+        body: what was sent.
+    """
+
+    __slots__ = ("body", "kind")
+
+    def __init__(self, session: Session, tag: int, kind: Kind, body: bytes) -> None:
+        super().__init__(session, tag)
+        self.kind = kind
+        self.body = body
+
+    @property
+    def over(self) -> bool:
+        """Whether its connection is over: an answer goes nowhere."""
+        return self._session.over
+
+    def answer(self, body: bytes = b"") -> Result:
+        """Grant it: OK, or CLOSED if its connection is over. Raises MisuseError the second time."""
+        self._finish("request")
+        return self._session.finish_ask(self._tag, body, 0)
+
+    def refuse(self, code: int, reason: str) -> Result:
+        """Refuse it, with a code and in words."""
+        self._finish("request")
+        return self._session.finish_ask(self._tag, frames.reason_bytes(reason), code)
+
+
 Incoming = IncomingMessage | IncomingTransaction
 
 
@@ -190,7 +221,7 @@ class Session:
 
     Args:
         accepts: what this side lets the peer do.
-        requests, messages: this side's slots; none of them may be in use.
+        requests, messages, asks: this side's slots; none of them may be in use.
         post: gives a frame to the carrier. It never waits: the carrier has room for every slot.
 
     Attributes:
@@ -199,7 +230,8 @@ class Session:
         on_last: called, after the end, when the last of them is.
     """
 
-    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[[bytes], None]) -> None:
+    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[[bytes], None],
+                 asks: Slots | None = None) -> None:
         self.accepts = accepts
         self.peer = Quotas(0, 0, 0, 0)
         self.greeted = False
@@ -207,13 +239,15 @@ class Session:
         self.on_last: Callable[[], None] | None = None
         self._requests = requests
         self._messages = messages
+        self._asks = Slots(0) if asks is None else asks
         self._post = post
+        self._held_asks: set[int] = set()
         self._held_requests: set[int] = set()
         self._held_messages: set[int] = set()
 
     @property
     def held(self) -> int:
-        """Received items that are not completed."""
+        """Received items that the client has not completed."""
         return len(self._held_requests) + len(self._held_messages)
 
     # -- this side submits
@@ -226,11 +260,16 @@ class Session:
         """OK or BACK_PRESSURED. Raises TooBigError."""
         return self._submit(Kind.MESSAGE, self._messages, self.peer.messages, body, done, ordered=False)
 
+    def submit_ask(self, kind: Kind, body: bytes, done: Done) -> Result:
+        """OK or BACK_PRESSURED. Raises TooBigError. The completion's status is the answer, its error a refusal's code.
+        """
+        return self._submit(kind, self._asks, self.peer.asks, body, done, ordered=False)
+
     def _submit(self, kind: Kind, slots: Slots, quota: int, body: bytes, done: Done | None, *,
                 ordered: bool) -> Result:
-        if len(body) > self.peer.parameter_bytes:
-            raise TooBigError(f"{len(body)} bytes in a {kind.name.lower()}, the peer accepts "
-                              f"{self.peer.parameter_bytes}")
+        most = self.peer.ask_bytes if kind in frames.ASKS else self.peer.parameter_bytes
+        if len(body) > most:
+            raise TooBigError(f"{len(body)} bytes in a {kind.name.lower()}, the peer accepts {most}")
         if slots.outstanding >= min(slots.count, quota):
             return Result.BACK_PRESSURED
         tag = slots.take(done, ordered=ordered)
@@ -258,6 +297,11 @@ class Session:
         self._held_messages.discard(tag)
         return self._answer(frames.encode(Kind.DONE, tag))
 
+    def finish_ask(self, tag: int, body: bytes, code: int) -> Result:
+        """See IncomingAsk."""
+        self._held_asks.discard(tag)
+        return self._answer(frames.encode(Kind.ANSWER, tag, body, code))
+
     def _answer(self, frame: bytes) -> Result:
         if self.over:
             if not self.held and (told := self.on_last) is not None:
@@ -272,7 +316,7 @@ class Session:
 
     # -- the peer's frames
 
-    def receive(self, frame: bytes) -> Incoming | list[tuple[Done | None, Completion]]:
+    def receive(self, frame: bytes) -> Incoming | IncomingAsk | list[tuple[Done | None, Completion]]:
         """What a frame means: something received, or completions to deliver.
 
         Raises:
@@ -302,6 +346,11 @@ class Session:
         if kind == Kind.MESSAGE:
             self._hold(self._held_messages, self.accepts.messages, tag, body, "messages")
             return IncomingMessage(self, tag, body)
+        if kind == Kind.ANSWER:
+            return self._asks.answer(tag, self._answered(error, body))
+        if kind in frames.ASKS:
+            self._hold(self._held_asks, self.accepts.asks, tag, body, "requests about remote buffers")
+            return IncomingAsk(self, tag, Kind(kind), body)
         raise ProtocolError(f"a frame of unknown kind {kind}")
 
     def _completion(self, error: int, body: bytes) -> Completion:
@@ -311,9 +360,17 @@ class Session:
             return Completion(Result.ERROR, error, b"", frames.reason_text(body) or "the handler failed")
         return Completion(Result.OK, error, body)
 
+    def _answered(self, code: int, body: bytes) -> Completion:
+        if len(body) > self.accepts.ask_bytes:
+            raise ProtocolError(f"an answer of {len(body)} bytes, {self.accepts.ask_bytes} are accepted")
+        if code:
+            return Completion(Result.ERROR, code, reason=frames.reason_text(body) or f"refused with code {code}")
+        return Completion(Result.OK, 0, body)
+
     def _hold(self, held: set[int], quota: int, tag: int, body: bytes, what: str) -> None:
-        if len(body) > self.accepts.parameter_bytes:
-            raise ProtocolError(f"{len(body)} bytes sent, {self.accepts.parameter_bytes} are accepted")
+        most = self.accepts.ask_bytes if held is self._held_asks else self.accepts.parameter_bytes
+        if len(body) > most:
+            raise ProtocolError(f"{len(body)} bytes sent, {most} are accepted")
         if len(held) >= quota:
             raise ProtocolError(f"more than {quota} {what} at a time")
         if tag in held:
@@ -328,4 +385,4 @@ class Session:
             return []
         self.over = True
         unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
-        return self._requests.fail(unknown) + self._messages.fail(unknown)
+        return self._asks.fail(unknown) + self._requests.fail(unknown) + self._messages.fail(unknown)

@@ -34,6 +34,9 @@ class Access(enum.IntFlag):
     WRITE = 2
     TAKE = 4
 
+    def __str__(self) -> str:
+        return " and ".join(str(one.name).lower() for one in type(self) if one in self) or "nothing"
+
 
 #: All that a reference can allow.
 EVERY_ACCESS: Final = Access.READ | Access.WRITE | Access.TAKE

@@ -34,10 +34,12 @@ class Carrier(Protocol):
     Attributes:
         capacity: frames of each direction that it holds for certain, whatever the peer does.
         frame_bytes: longest frame.
+        near: both ends are on one machine.
     """
 
     capacity: int
     frame_bytes: int
+    near: bool
 
     def post(self, frame: bytes) -> None:
         """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long."""

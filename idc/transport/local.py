@@ -33,6 +33,8 @@ class _Way:
 class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
+    near = True
+
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way) -> None:
         self.capacity = mine.frames
         self.frame_bytes = mine.frame_bytes

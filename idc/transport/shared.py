@@ -30,6 +30,8 @@ BATCH = 64
 class SharedCarrier:
     """See `idc.transport.base.Carrier`."""
 
+    near = True
+
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message

@@ -56,6 +56,7 @@ class TcpCarrier:
 
     capacity = CAPACITY
     frame_bytes = FRAME_BYTES
+    near = False  # TCP does not say; what is near has shared memory to meet by
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         self._socket = connection
