@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from idc.endpoint.party import Party, Sharing
     from idc.endpoint.session import Done
     from idc.remote.buffer import RemoteBuffer
-    from idc.remote.exports import Registration
     from idc.remote.reference import Access
+    from idc.remote.registration import Registration
     from idc.remote.routes import Route
     from idc.transport.base import Carrier, Port
 
@@ -516,10 +516,12 @@ class Endpoint:
 
     def _act(self, action: Action) -> None:
         if action is Action.FAIL_ALL:
-            if self._session is not None:
-                _deliver(self._session.end(self.reason))
-            if self._party is not None:
-                self._party.end(self.reason)
+            with contextlib.ExitStack() as last:  # all of them, also if one that is told raises; in reverse
+                if self._party is not None:
+                    last.callback(self._party.end, self.reason)
+                for done, completion in reversed(self._session.end(self.reason) if self._session is not None else []):
+                    if done is not None:
+                        last.callback(done, completion)
         elif action is Action.TELL_APPEAR:
             self._client.appear(self)
         elif action is Action.TELL_CONNECT:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import IncomingAsk, Session, Slots
     from idc.remote.buffer import RemoteBuffer
-    from idc.remote.exports import Registration
     from idc.remote.reference import Access
+    from idc.remote.registration import Registration
     from idc.remote.routes import Route
 
 

@@ -6,9 +6,10 @@ docs/remote-buffers.md has data flow, frames, routes and what a refusal is worth
 from idc.remote.borrow import Borrowed
 from idc.remote.broker import Broker
 from idc.remote.buffer import RemoteBuffer
-from idc.remote.exports import Exports, Holder, Registration
+from idc.remote.exports import Exports
 from idc.remote.reference import Access, Reference
 from idc.remote.regions import Regions
+from idc.remote.registration import Holder, Registration
 from idc.remote.resolution import Lease, OwnerCopy, Refusal, Refused, Resolution
 from idc.remote.resources import Remote
 from idc.remote.routes import Route, Worth

@@ -71,6 +71,7 @@ class Borrowed:
                 self._ask.answer()
                 link.notify()
         if self._lease is not None:
+            self._remote.pending -= 1
             self._remote.settle()
 
     def withdraw(self, ask: IncomingAsk) -> None:
@@ -163,7 +164,7 @@ class Take(_Borrow):
         if not isinstance(answer, Lease):
             self.copy(Strategy.HANDOVER, answer.reason)
             return
-        self.buffer.answer_fits(answer)
+        self.buffer.answer_fits(answer, self.buffer.reference.access)
         mapped = self.link.exports.regions.reach(answer)
         if mapped is None or self.over:
             self.link.give_back(answer.lease)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done, IncomingAsk
+    from idc.region import Region
     from idc.remote.borrow import Got
     from idc.remote.link import Link
 
@@ -73,6 +74,7 @@ class RemoteBuffer:
         self._users = 0
         self._ask: IncomingAsk | None = None
         self._forwards = 0
+        self._want = self.reference.access & (Access.READ | Access.WRITE)
 
     def __len__(self) -> int:
         return self.length
@@ -168,14 +170,18 @@ class RemoteBuffer:
 
     @property
     def refusal(self) -> Worth | None:
-        """What a refusal by the owner is worth on the present route, of the weakest of what the reference allows."""
-        return None if self.route is None else self.refusal_of(self.reference.access)
+        """What it is worth that the owner refuses this domain the bytes: soft if it maps their region; None before it
+        is resolved. It is the same on every route.
+        """
+        return self.refusal_of(self.reference.access)
 
     def refusal_of(self, access: Access) -> Worth | None:
         """The same for some access: writes of a read-only member are refused by the hypervisor."""
+        if self._own:
+            return Worth.SOFT
         if self.route is None:
             return None
-        return worth(self.route, writing=access == Access.WRITE, writable=self._writable)
+        return worth(mapped=self._region is not None, writing=access == Access.WRITE, writable=self._writable)
 
     def close(self) -> None:
         """Give the lease back, when what uses it has completed. Idempotent."""
@@ -195,11 +201,10 @@ class RemoteBuffer:
         self._waiting.append(then)
         if not self._asked:
             self._asked = True
-            want = self.reference.access & (Access.READ | Access.WRITE)
-            if not want:
+            if self._want:
+                self.link.ask(Kind.RESOLVE, wire.request(self.data, self._want), self._resolved)
+            else:
                 self._resolved(refused(Refusal.RIGHTS, "the reference allows neither to read nor to write"))
-                return
-            self.link.ask(Kind.RESOLVE, wire.request(self.data, want), self._resolved)
 
     def choose(self, local: LocalBuffer | None, *, writing: bool) -> Route | str:
         """Which route a transfer takes, or why it cannot take the forced one."""
@@ -260,11 +265,10 @@ class RemoteBuffer:
         if lease is not None:
             self.link.give_back(lease)
 
-    def answer_fits(self, lease: Lease) -> None:
+    def answer_fits(self, lease: Lease, want: Access) -> None:
         """Raise ProtocolError for a lease on something else than was asked for."""
-        if lease.length != self.length or lease.access & ~self.reference.access:
-            raise ProtocolError(f"a lease of {lease.length} bytes to {lease.access}, asked for {self.length} to "
-                                f"{self.reference.access}")
+        if lease.length != self.length or lease.access != want:
+            raise ProtocolError(f"a lease of {lease.length} bytes to {lease.access}, asked for {self.length} to {want}")
 
     # -- for the link
 
@@ -312,8 +316,14 @@ class RemoteBuffer:
 
     @property
     def _writable(self) -> bool:
-        region = self.link.exports.regions.get(self._answer.region) if isinstance(self._answer, Lease) else None
-        return region is None or writable(region)
+        return self._region is None or writable(self._region)
+
+    @property
+    def _region(self) -> Region | None:
+        """The buffer's, if it is mapped here."""
+        if self._answer is None or self._answer.region is None:
+            return None
+        return self.link.exports.regions.get(self._answer.region)
 
     def _check(self, access: Access, offset: int, length: int) -> None:
         check_range("the remote buffer", self.length, offset, length)
@@ -334,7 +344,7 @@ class RemoteBuffer:
 
     def _take_answer(self, answer: Lease | OwnerCopy) -> None:
         if isinstance(answer, Lease):
-            self.answer_fits(answer)
+            self.answer_fits(answer, self._want)
             self.link.hold(answer.lease, self)
             self._lease = answer.lease
             self._mapped = self.link.exports.regions.reach(answer) if self.forced in (None, Route.DIRECT) else None

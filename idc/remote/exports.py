@@ -10,160 +10,32 @@ import logging
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from idc.buffers.local import CopyCounter, check_range
+from idc.buffers.local import CopyCounter
 from idc.buffers.memory import process_memory
 from idc.buffers.registry import standard_registry
 from idc.endpoint.results import Completion, Result
 from idc.errors import BackPressuredError, FileRangeError, MisuseError, RefusedError
-from idc.remote.reference import EVERY_ACCESS, SECRET_BYTES, Access, Reference, genuine, mint, parse
+from idc.remote.reference import EVERY_ACCESS, Access, genuine, parse
 from idc.remote.regions import Regions
+from idc.remote.registration import Held, Registration, Slot
 from idc.remote.resolution import Lease, OwnerCopy, Refusal, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from idc.buffers.local import LocalBuffer
     from idc.buffers.registry import Registry
     from idc.endpoint.session import Done
     from idc.remote.link import Link
+    from idc.remote.reference import Reference
+    from idc.remote.registration import Holder, LeaseSource
     from idc.remote.resolution import Resolution
 
-#: Seconds that `unregister` waits for holders, unless told otherwise.
-PATIENCE: Final = 5.0
-
 log = logging.getLogger("idc.remote")
-
-
-class Holder(Protocol):
-    """Someone with leases, as the owner sees it: the peer of an endpoint, a broker behind a control link.
-
-    Attributes:
-        name: for messages; what the mediator or the configuration says, never the peer itself.
-    """
-
-    name: str
-
-    def revoke(self, lease: int) -> None:
-        """Ask for a lease back. It is over once someone calls `Exports.release` or `drop_holder`, even from within."""
-
-
-class LeaseSource(Protocol):
-    """What a lease is on."""
-
-    def given_back(self, held: Held) -> None:
-        """That lease is over."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A lease that someone has.
-
-    Attributes:
-        lease: its number.
-        holder: who has it.
-        source: what it is on.
-        taken: whether the pages are handed over with it.
-    """
-
-    lease: int
-    holder: Holder
-    source: LeaseSource
-    taken: bool = False
-
-
-@dataclass(slots=True)
-class _Slot:
-    index: int
-    generation: int = 0
-    user: Registration | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Registration:
-    """A buffer that others may reach. Made by `Exports.register` or `Endpoint.register`.
-
-    Attributes:
-        buffer: of whatever type.
-        access: most that a reference to it can allow.
-        live: whether references to it work.
-    """
-
-    buffer: LocalBuffer
-    access: Access
-    _exports: Exports
-    _slot: _Slot
-    _generation: int
-    _filled: Callable[[int, int], None] | None
-    _returned: Callable[[], None] | None
-    _direct: bool
-    _belongs: object
-    live: bool = True
-    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES))
-    _held: dict[int, Held] = field(default_factory=dict)
-    _ended: bool = False
-    _waiting: bool = False
-    _done: Done | None = None
-    _deadline: float | None = None
-
-    @property
-    def holders(self) -> list[str]:
-        """Who has a lease on it now."""
-        return sorted({held.holder.name for held in self._held.values()})
-
-    @property
-    def handed(self) -> bool:
-        """Whether its pages are handed over: not for the owner to use until they come back. An agreement (soft)."""
-        return any(held.taken for held in self._held.values())
-
-    def reference(self, offset: int = 0, length: int | None = None, access: Access | None = None) -> bytes:
-        """Bytes by which whoever gets them can reach this range; send them in any message.
-
-        Args:
-            offset: of the first byte, within the buffer.
-            length: bytes; by default all the rest.
-            access: at most that of the registration, which is the default.
-
-        Raises:
-            MisuseError: unregistered, a range outside the buffer, or more access than the registration has.
-        """
-        if not self.live:
-            raise MisuseError("the buffer was unregistered: there are no references to it any more")
-        length = self.buffer.length - offset if length is None else length
-        check_range("the registered buffer", self.buffer.length, offset, length)
-        access = self.access if access is None else access
-        if not access or access & ~self.access:
-            raise MisuseError(f"access to {access} in a reference to a registration with access to {self.access}")
-        inside = self.buffer.slice(offset, length).offset_in_page
-        return mint(Reference(self._exports.domain, self._exports.incarnation, self._slot.index, self._generation,
-                              access, offset, length, inside), self._secret)
-
-    def unregister(self, done: Done | None = None, timeout: float | None = PATIENCE) -> None:
-        """No reference works from now on; `done` is told when nobody can be using the buffer any more (quiescence).
-
-        Args:
-            done: called once, maybe from within: OK, or ERROR with Refusal.HELD and the names of the peers that hold
-                it still. Then it stays registered to them, slot and pages, until they let go; call this again to
-                wait again.
-            timeout: seconds until that error; None waits for ever.
-
-        Raises:
-            MisuseError: it was unregistered before, and nobody failed to let go.
-        """
-        self._exports.end(self, done, timeout)
-
-    def given_back(self, held: Held) -> None:
-        """See LeaseSource."""
-        self._held.pop(held.lease, None)
-        if held.taken and self._returned is not None:
-            try:
-                self._returned()
-            except Exception:  # the owner's own, and there is nobody to tell
-                log.exception("what is called when pages come back failed")
-        self._exports.settle(self)
 
 
 class Exports:
@@ -171,7 +43,7 @@ class Exports:
 
     Args:
         count: registrations at a time.
-        leases: leases that others hold at a time, those forwarded included.
+        leases: that one holder has at a time, those that are forwarded to it included; so none takes another's.
         forwards: references of others that are forwarded at a time.
         regions: those that this domain maps; without them each buffer goes by owner copy.
         registry: copies, and counts; a standard one by default.
@@ -195,9 +67,11 @@ class Exports:
         self.counter = CopyCounter()
         self.count = count
         self._clock = clock
-        self._slots = [_Slot(index) for index in range(count)]
+        self._slots = [Slot(index) for index in range(count)]
         self._free = deque(self._slots)
         self._leases: dict[int, Held] = {}
+        self._counts: dict[Holder, int] = {}
+        self._timed: set[Registration] = set()
         self._most_leases = leases
         self._next_lease = 1
         self._forwards: dict[bytes, list[Link]] = {}
@@ -243,35 +117,37 @@ class Exports:
 
     def end(self, registration: Registration, done: Done | None, timeout: float | None) -> None:
         """See Registration.unregister."""
-        if registration._ended:
+        if registration.ended:
             raise MisuseError("the buffer was unregistered before")
-        if registration._waiting:
+        if registration.waiting:
             raise MisuseError("the buffer is being unregistered already")
         first = registration.live
         self._wind_down(registration, done, None if timeout is None else self._clock() + timeout, ask=first)
 
     def tick(self) -> None:
         """Tell those whose time to unregister is over."""
+        if not self._timed:
+            return
         now = self._clock()
-        for slot in self._slots:
-            user = slot.user
-            if user is not None and user._deadline is not None and user._deadline <= now:
-                done, user._done, user._deadline, user._waiting = user._done, None, None, False
-                if done is not None:
-                    done(Completion(Result.ERROR, Refusal.HELD,
-                                    reason=f"held by {', '.join(user.holders)}, which did not let go in time"))
+        for user in [user for user in self._timed if user.deadline is not None and user.deadline <= now]:
+            self._timed.discard(user)
+            done, user.done, user.deadline, user.waiting = user.done, None, None, False
+            if done is not None:
+                done(Completion(Result.ERROR, Refusal.HELD,
+                                reason=f"held by {', '.join(user.holders)}, which did not let go in time"))
 
     @property
     def patience(self) -> float | None:
         """Seconds until `tick` is due; None if it is not."""
-        due = [slot.user._deadline for slot in self._slots if slot.user is not None and slot.user._deadline is not None]
-        return max(0.0, min(due) - self._clock()) if due else None
+        if not self._timed:
+            return None
+        return max(0.0, min(user.deadline for user in self._timed if user.deadline is not None) - self._clock())
 
     def drop_owner(self, owner: object) -> None:
         """What belonged to it is unregistered, as its connection is over."""
         for slot in self._slots:
             user = slot.user
-            if user is not None and user._belongs is owner and user.live:
+            if user is not None and user.belongs is owner and user.live:
                 self._wind_down(user, None, None, ask=True)
 
     # -- for holders
@@ -280,20 +156,24 @@ class Exports:
         """What RESOLVE is answered with. A Lease counts as held from now on, until `release` or `drop_holder`."""
         try:
             registration, reference = self.check(data, want, 0, 0)
+            place = self.regions.place(registration.buffer)
         except RefusedError as error:
             return Refused(Refusal(error.code), str(error))
-        place = self.regions.place(registration.buffer)
+        except MisuseError as error:
+            return Refused(Refusal.FAILED, f"the owner cannot reach it: {error}")
         if place is None:
-            return _unless_taken(want, f"it is {registration.buffer.type.name}, which no peer reaches")
-        if not registration._direct:
-            return _unless_taken(want, "its owner gives no leases on it")
-        if want & Access.TAKE and registration._held:
-            return Refused(Refusal.BUSY, f"held by {', '.join(registration.holders)}: it cannot be handed over as well")
-        held = self.lend(registration, holder, taken=bool(want & Access.TAKE))
-        if held is None:
-            return _unless_taken(want, "its owner has no lease left")
-        registration._held[held.lease] = held
+            return _copied(want, f"it is {registration.buffer.type.name}, of no region that the owner knows")
         region, at = place
+        if not registration.direct:
+            return _copied(want, "its owner gives no leases on it", region.header.uuid)
+        taken = Access.TAKE in want
+        if taken and registration.leases:
+            return Refused(Refusal.BUSY, f"held by {', '.join(registration.holders)}: it cannot be handed over as well")
+        held = self.lend(registration, holder, taken=taken)
+        if held is None:
+            return _copied(want, "its owner has no lease left for this holder", region.header.uuid)
+        registration.leases[held.lease] = held
+        registration.taker = held if taken else None
         return Lease(held.lease, region.header.uuid, region.header.name, at + reference.offset, reference.length, want)
 
     def read(self, data: bytes, offset: int, length: int) -> bytearray:
@@ -319,10 +199,10 @@ class Exports:
     def fill(self, data: bytes, offset: int, length: int) -> None:
         """Tell the owner that a holder has filled that. Raises RefusedError, also for what its callback raises."""
         registration, reference = self.check(data, Access.WRITE, offset, length)
-        if registration._filled is None:
+        if registration.filled is None:
             return
         try:
-            registration._filled(reference.offset + offset, length)
+            registration.filled(reference.offset + offset, length)
         except Exception as error:  # whatever the callback raises is the holder's to know, as a handler's is
             log.exception("what is called when a buffer has been filled failed")
             raise RefusedError(Refusal.FAILED, f"{type(error).__name__}: {error}") from error
@@ -332,14 +212,20 @@ class Exports:
         held = self._leases.get(lease)
         if held is None or held.holder is not holder:
             raise MisuseError(f"{holder.name} has no lease {lease}")
-        del self._leases[lease]
-        held.source.given_back(held)
+        self._over(held)
 
     def drop_holder(self, holder: Holder) -> None:
         """All its leases are over, as its connection is."""
-        for lease, held in tuple(self._leases.items()):
-            if held.holder is holder and self._leases.pop(lease, None) is not None:
-                held.source.given_back(held)
+        for held in tuple(self._leases.values()):
+            if held.holder is holder and held.lease in self._leases:
+                self._over(held)
+
+    def _over(self, held: Held) -> None:
+        del self._leases[held.lease]
+        self._counts[held.holder] -= 1
+        if not self._counts[held.holder]:
+            del self._counts[held.holder]
+        held.source.given_back(held)
 
     def check(self, data: bytes, want: Access, offset: int, length: int) -> tuple[Registration, Reference]:
         """The live registration that a reference names, if it allows that much of that range.
@@ -358,15 +244,14 @@ class Exports:
         registration = slot.user
         if registration is None or slot.generation != reference.generation or not registration.live:
             raise RefusedError(Refusal.STALE, "the buffer was unregistered")
-        if not genuine(data, registration._secret):
+        if not genuine(data, registration.secret):
             raise RefusedError(Refusal.FORGED, "the owner has not minted this reference")
         if not want or want & ~reference.access:
             raise RefusedError(Refusal.RIGHTS, f"the reference allows to {reference.access}, not to {want}")
         if offset < 0 or length < 0 or offset + length > reference.length:
             raise RefusedError(Refusal.RANGE, f"{length} bytes at {offset}: the reference names {reference.length}")
-        taker = next((held for held in registration._held.values() if held.taken), None)
-        if taker is not None:
-            raise RefusedError(Refusal.BUSY, f"its pages are handed over to {taker.holder.name}")
+        if registration.taker is not None:
+            raise RefusedError(Refusal.BUSY, f"its pages are handed over to {registration.taker.holder.name}")
         return registration, reference
 
     @staticmethod
@@ -380,9 +265,10 @@ class Exports:
     # -- for who forwards
 
     def lend(self, source: LeaseSource, holder: Holder, *, taken: bool) -> Held | None:
-        """Note a lease on whatever it is; None if there is none left."""
-        if len(self._leases) >= self._most_leases:
+        """Note a lease on whatever it is; None if that holder has as many as it may."""
+        if self._counts.get(holder, 0) >= self._most_leases:
             return None
+        self._counts[holder] = self._counts.get(holder, 0) + 1
         held = Held(self._next_lease, holder, source, taken)
         self._next_lease += 1
         self._leases[held.lease] = held
@@ -425,26 +311,32 @@ class Exports:
     def _wind_down(self, registration: Registration, done: Done | None, deadline: float | None, *, ask: bool) -> None:
         if registration.live:
             registration.live = False
-            registration._slot.generation = registration._slot.generation + 1 & 0xFFFF_FFFF
-        registration._done, registration._waiting = done, True
-        registration._deadline = deadline
+            registration.slot.generation = registration.slot.generation + 1 & 0xFFFF_FFFF
+        registration.done, registration.waiting = done, True
+        registration.deadline = deadline
+        if deadline is not None:
+            self._timed.add(registration)
         if ask:
-            for held in tuple(registration._held.values()):
+            for held in tuple(registration.leases.values()):
                 held.holder.revoke(held.lease)
         self.settle(registration)
 
     def settle(self, registration: Registration) -> None:
         """Complete an unregistering that nobody holds up any more."""
-        if registration.live or registration._held or registration._ended:
+        if registration.live or registration.leases or registration.ended:
             return
-        registration._ended = True
-        registration._slot.user = None
-        self._free.append(registration._slot)
+        registration.ended = True
+        self._timed.discard(registration)
+        registration.slot.user = None
+        self._free.append(registration.slot)
         registration.buffer.type.release(registration.buffer.base)
-        done, registration._done, registration._deadline = registration._done, None, None
+        done, registration.done, registration.deadline = registration.done, None, None
         if done is not None:
             done(Completion(Result.OK))
 
 
-def _unless_taken(want: Access, reason: str) -> Resolution:
-    return Refused(Refusal.RIGHTS, f"cannot be handed over: {reason}") if want & Access.TAKE else OwnerCopy(reason)
+def _copied(want: Access, reason: str, region: UUID | None = None) -> Resolution:
+    """By owner copy; but pages that cannot be leased cannot be handed over."""
+    if Access.TAKE in want:
+        return Refused(Refusal.RIGHTS, f"cannot be handed over: {reason}")
+    return OwnerCopy(reason, region)

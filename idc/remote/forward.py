@@ -18,14 +18,14 @@ from idc.remote.resolution import Lease, OwnerCopy, Refusal
 
 if TYPE_CHECKING:
     from idc.endpoint.session import IncomingAsk
-    from idc.remote.exports import Held
     from idc.remote.link import Link
+    from idc.remote.registration import Held
     from idc.remote.wire import Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Passed:
-    """What a forwarded lease is on: see `idc.remote.exports.LeaseSource`."""
+    """What a forwarded lease is on: see `idc.remote.registration.LeaseSource`."""
 
     forwarder: Forwarder
     lease: int
@@ -62,9 +62,9 @@ class Forwarder:
         upstream = self._link
         kind, length, data = ask.kind, request.length, request.data
         if kind == Kind.PULL:  # the answer has to fit both ways
-            length = min(length, upstream.takes - wire.MOVED_BYTES, downstream.peer_takes - wire.MOVED_BYTES)
+            length = min(length, upstream.room - wire.MOVED_BYTES, downstream.room - wire.MOVED_BYTES)
         elif kind == Kind.PUSH:
-            length = min(length, upstream.peer_takes - wire.REQUEST_BYTES)
+            length = min(length, upstream.room - wire.REQUEST_BYTES)
             data = data[:length]
         if kind in (Kind.PULL, Kind.PUSH) and length <= 0:
             raise RefusedError(Refusal.NOT_SERVED, "where it is forwarded to, no requests are taken")
@@ -108,7 +108,7 @@ class Forwarder:
         held = None if ask.over else exports.lend(passed, downstream, taken=bool(answer.access & Access.TAKE))
         if held is None:
             self._link.give_back(answer.lease)
-            return OwnerCopy("who forwards has no lease left", hops)
+            return OwnerCopy("who forwards has no lease left for this holder", answer.region, hops)
         self._leases[answer.lease] = held
         return replace(answer, lease=held.lease, hops=hops)
 

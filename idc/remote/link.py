@@ -7,11 +7,11 @@ of what is in use here. Depends on idc.endpoint.session, idc.buffers and this pa
 
 from __future__ import annotations
 
-import logging
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from idc.endpoint.frames import Kind
+from idc.endpoint.frames import ASK_BYTES, Kind
 from idc.endpoint.results import Completion, Result
 from idc.errors import (
     BackPressuredError,
@@ -32,14 +32,12 @@ if TYPE_CHECKING:
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done, IncomingAsk, Session
-    from idc.remote.exports import Registration
     from idc.remote.operation import LeaseUser, Operation
     from idc.remote.reference import Access
+    from idc.remote.registration import Registration
     from idc.remote.resources import Remote
     from idc.remote.routes import Route
     from idc.remote.wire import Request
-
-log = logging.getLogger("idc.remote")
 
 
 class Link:
@@ -73,6 +71,8 @@ class Link:
 
     def serve(self, ask: IncomingAsk) -> None:
         """See Party."""
+        if self.room < ASK_BYTES:
+            raise ProtocolError(f"a {ask.kind.name} by a peer that takes no such requests itself")
         if ask.kind == Kind.RELEASE:
             try:
                 self.exports.release(self, wire.parse_lease_id(ask.kind, ask.body))
@@ -113,26 +113,27 @@ class Link:
         return self.exports.patience
 
     def end(self, reason: str) -> None:
-        """See Party."""
+        """See Party. All of it is done, also if something that is told of it raises."""
         self._session = None
         lost = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
         queue, self._queue = self._queue, deque()
-        for _, _, done in queue:
-            done(lost)
         self.runnable.clear()
-        for operation in tuple(self.operations):
-            operation.lose(lost)
-        for buffer in tuple(self._buffers):
-            buffer.lose()
         self._leases.clear()
-        self.forwarder.end()
-        self.exports.drop_holder(self)
-        self.exports.drop_owner(self)
+        with ExitStack() as last:  # called in reverse
+            last.callback(self.exports.drop_owner, self)
+            last.callback(self.exports.drop_holder, self)
+            last.callback(self.forwarder.end)
+            for buffer in tuple(self._buffers):
+                last.callback(buffer.lose)
+            for operation in tuple(self.operations):
+                last.callback(operation.lose, lost)
+            for _, _, done in reversed(queue):
+                last.callback(done, lost)
 
     def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None,
                  returned: Callable[[], None] | None, direct: bool, outlives: bool) -> Registration:
         """See Party."""
-        if self._session is None and not outlives:
+        if not self.connected and not outlives:
             raise NotConnectedError("a registration belongs to a connection, and there is none: wait for it, or say "
                                     "outlives=True")
         return self.exports.register(buffer, access, filled=filled, returned=returned, direct=direct,
@@ -140,7 +141,7 @@ class Link:
 
     def remote(self, reference: bytes, *, route: Route | None, revoked: Callable[[], None] | None) -> RemoteBuffer:
         """See Party."""
-        if self._session is None:
+        if not self.connected:
             raise NotConnectedError("a remote buffer is reached through a connection, and there is none")
         if len(self._buffers) >= self.resources.buffers:
             raise BackPressuredError(f"{self.resources.buffers} remote buffers are open: close one, then try again")
@@ -151,32 +152,30 @@ class Link:
     # -- what this side asks
 
     @property
-    def peer_takes(self) -> int:
-        """Most bytes of a request that the peer takes; 0 if it takes none."""
-        return 0 if self._session is None or not self._session.peer.asks else self._session.peer.ask_bytes
-
-    @property
-    def takes(self) -> int:
-        """Most bytes of an answer that this side takes."""
-        return 0 if self._session is None else self._session.accepts.ask_bytes
+    def room(self) -> int:
+        """Most bytes of a request or an answer that both sides, and so the carrier, take; 0 if the peer takes none."""
+        session = self._session
+        if session is None or not session.peer.asks:
+            return 0
+        return min(session.peer.ask_bytes, session.accepts.ask_bytes)
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection."""
-        return self._session is not None
+        return self._session is not None and not self._session.over
 
     def ask(self, kind: Kind, body: bytes, done: Done) -> None:
         """Ask the peer's library, now or when a slot is free; `done` is called once, maybe from within."""
-        if self._session is None:
+        if not self.connected:
             done(Completion(Result.NOT_CONNECTED, reason="there is no connection"))
-        elif not self.peer_takes:
+        elif not self.room:
             done(refused(Refusal.NOT_SERVED, "the peer was given no resources for requests about remote buffers"))
         else:
             self._queue.append((kind, body, done))
             self._submit()
 
     def _submit(self) -> None:
-        while self._queue and self._session is not None:
+        while self._queue and self._session is not None and self.connected:
             kind, body, done = self._queue[0]
 
             def answered(completion: Completion, done: Done = done) -> None:
@@ -225,9 +224,8 @@ class Link:
                 raise RefusedError(answer.refusal, answer.reason)
             ask.answer(wire.resolution(answer))
         elif ask.kind == Kind.PULL:
-            most = 0 if self._session is None else self._session.peer.ask_bytes - wire.MOVED_BYTES
             self.exports.check(request.reference, request.want, request.offset, request.length)
-            length = min(request.length, most)
+            length = min(request.length, self.room - wire.MOVED_BYTES)
             ask.answer(wire.moved(1, length, self.exports.read(request.reference, request.offset, length)))
         elif ask.kind == Kind.PUSH:
             self.exports.write(request.reference, request.offset, request.data)
@@ -244,7 +242,7 @@ class Link:
             ask.answer()  # released meanwhile
 
     def revoke(self, lease: int) -> None:
-        """See `idc.remote.exports.Holder`."""
+        """See `idc.remote.registration.Holder`."""
 
         def answered(completion: Completion) -> None:
             _granted(completion)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from idc.buffers.local import LocalBuffer
 from idc.buffers.memory import PROCESS_MEMORY
 from idc.buffers.pool import REGION_PAGES
-from idc.errors import ProtocolError
+from idc.errors import MisuseError, ProtocolError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -62,7 +62,10 @@ class Regions:
             if part.offset <= lease.offset and lease.offset + lease.length <= part.offset + part.length:
                 if part.owner == region.member:
                     break
-                return LocalBuffer(PROCESS_MEMORY, region.memory, lease.offset, lease.length)
+                try:
+                    return LocalBuffer(PROCESS_MEMORY, region.memory, lease.offset, lease.length)
+                except MisuseError:  # closed, and not discarded
+                    return None
         raise ProtocolError(f"a lease of {lease.length} bytes at {lease.offset} of region {region.header.name!r}: not "
                             "all in another member's part")
 

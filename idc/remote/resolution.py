@@ -73,10 +73,12 @@ class OwnerCopy:
 
     Attributes:
         reason: why, in words.
+        region: uuid, if the buffer is pages of one all the same: who maps it reaches them, whatever was agreed.
         hops: as in Lease.
     """
 
     reason: str
+    region: UUID | None = None
     hops: int = 0
 
 

@@ -97,8 +97,9 @@ def _look(way: Way) -> Iterator[tuple[Route, str]]:
     yield Route.NETWORK, "" if far else "the owner is the peer, on this machine"
 
 
-def worth(route: Route, *, writing: bool, writable: bool) -> Worth:
-    """What a refusal is worth where that route would be taken. The last two are about the lease's region."""
-    if route is not Route.DIRECT or (writing and not writable):
-        return Worth.HARD
-    return Worth.SOFT
+def worth(*, mapped: bool, writing: bool, writable: bool) -> Worth:
+    """What a refusal is worth to who maps the buffer's region, or does not; `writable` is about that mapping.
+
+    Not a matter of the route that is taken: a holder that maps the pages reaches them, whatever it was told.
+    """
+    return Worth.SOFT if mapped and (writable or not writing) else Worth.HARD

@@ -62,7 +62,11 @@ class Transfer(Operation):
 
     def go(self) -> None:
         """See Operation."""
-        route = self.buffer.choose(self._local, writing=self._writing)
+        try:
+            route = self.buffer.choose(self._local, writing=self._writing)
+        except MisuseError as error:
+            self.finish(refused(Refusal.FAILED, f"the local buffer: {error}"))
+            return
         if isinstance(route, str):
             self.finish(refused(Refusal.FORCED, route))
             return
@@ -170,9 +174,8 @@ class Transfer(Operation):
         left = self._local.length - self._at
         if not left:
             return None
-        link = self.link
-        most = link.peer_takes - wire.REQUEST_BYTES if self._writing else link.takes - wire.MOVED_BYTES
-        piece = self._at, min(left, max(most, 1))
+        head = wire.REQUEST_BYTES if self._writing else wire.MOVED_BYTES
+        piece = self._at, min(left, max(self.link.room - head, 1))
         self._at += piece[1]
         return piece
 

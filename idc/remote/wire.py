@@ -98,7 +98,8 @@ def resolution(answer: Lease | OwnerCopy) -> bytes:
     if isinstance(answer, Lease):
         return (_RESOLVED.pack(_IS_LEASE, answer.access, answer.hops, 0, 0)
                 + _LEASE.pack(answer.lease, answer.region.bytes, answer.offset, answer.length, answer.name.encode()))
-    return _RESOLVED.pack(_IS_OWNER_COPY, 0, answer.hops, 0, 0) + reason_bytes(answer.reason)
+    region = answer.region.bytes if answer.region is not None else bytes(16)
+    return _RESOLVED.pack(_IS_OWNER_COPY, 0, answer.hops, 0, 0) + region + reason_bytes(answer.reason)
 
 
 def parse_resolution(body: bytes) -> Lease | OwnerCopy:
@@ -109,8 +110,8 @@ def parse_resolution(body: bytes) -> Lease | OwnerCopy:
     rest = body[_RESOLVED.size:]
     if zero or more_zero or hops > MOST_HOPS + 1:
         raise ProtocolError(f"an answer to RESOLVE with {zero}, {more_zero} where zero is due, through {hops} domains")
-    if kind == _IS_OWNER_COPY and not access and len(rest) <= REASON_BYTES:
-        return OwnerCopy(reason_text(rest), hops)
+    if kind == _IS_OWNER_COPY and not access and 16 <= len(rest) <= 16 + REASON_BYTES:
+        return OwnerCopy(reason_text(rest[16:]), UUID(bytes=rest[:16]) if any(rest[:16]) else None, hops)
     if kind != _IS_LEASE or not 0 < access <= EVERY_ACCESS or len(rest) != _LEASE.size:
         raise ProtocolError(f"an answer to RESOLVE of kind {kind}, access {access}, with {len(rest)} bytes")
     lease, region, offset, length, name = _LEASE.unpack(rest)
