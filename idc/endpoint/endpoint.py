@@ -296,17 +296,18 @@ class Endpoint:
 
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
-        party = self._party
+        party, worked = self._party, False
         if party is not None:
-            if party.work() or party.busy:
+            worked = party.work()
+            if worked or party.busy:
                 timeout = 0.0
             elif (due := party.patience) is not None:
                 timeout = min(timeout, due)
         if self.state is State.CONNECTED:
-            return self._take(timeout)
+            return self._take(timeout) or worked
         if self.state is State.DESTROYED:
-            return False
-        return self._establish(timeout)
+            return worked
+        return self._establish(timeout) or worked
 
     def fileno(self) -> int:
         """Readable when `pump` has something to do, once `arm` has said True."""

@@ -124,17 +124,19 @@ class Exports:
         first = registration.live
         self._wind_down(registration, done, None if timeout is None else self._clock() + timeout, ask=first)
 
-    def tick(self) -> None:
-        """Tell those whose time to unregister is over."""
+    def tick(self) -> bool:
+        """Tell those whose time to unregister is over; whether there were any."""
         if not self._timed:
-            return
+            return False
         now = self._clock()
-        for user in [user for user in self._timed if user.deadline is not None and user.deadline <= now]:
+        late = [user for user in self._timed if user.deadline is not None and user.deadline <= now]
+        for user in late:
             self._timed.discard(user)
             done, user.done, user.deadline, user.waiting = user.done, None, None, False
             if done is not None:
                 done(Completion(Result.ERROR, Refusal.HELD,
                                 reason=f"held by {', '.join(user.holders)}, which did not let go in time"))
+        return bool(late)
 
     @property
     def patience(self) -> float | None:

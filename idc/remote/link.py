@@ -93,9 +93,9 @@ class Link:
 
     def work(self) -> bool:
         """See Party. One step of one operation at a time, so that frames are looked at in between."""
-        self.exports.tick()
+        ticked = self.exports.tick()
         if not self.runnable:
-            return False
+            return ticked
         operation = self.runnable.popleft()
         if operation.step():
             self.runnable.append(operation)
