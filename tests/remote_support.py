@@ -28,7 +28,12 @@ class Site:
     def __init__(self, *regions: Region, count: int = 8, leases: int = 8, forwards: int = 4, **options: Any) -> None:
         self.regions = Regions(*regions)
         self.exports = Exports(count, leases, forwards, regions=self.regions, **options)
+        self.mapped = regions
         self.pools = [pool_of(region) for region in regions if region.member is not None]
+
+    @property
+    def pool_region(self) -> Region:
+        return self.mapped[0]
 
     @property
     def pool(self) -> PagePool:

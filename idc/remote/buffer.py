@@ -332,15 +332,11 @@ class RemoteBuffer:
 
     def _resolved(self, completion: Completion) -> None:
         self._asked = False
-        failure: Completion | None = completion
-        try:
-            if completion.result is Result.OK:
-                self._take_answer(wire.parse_resolution(completion.status))
-                failure = None
-        finally:  # an answer that breaks the rules ends the connection, and so completes what waits
-            waiting, self._waiting = self._waiting, []
-            for then in waiting:
-                then(failure)
+        if completion.result is Result.OK:
+            self._take_answer(wire.parse_resolution(completion.status))  # raises: the end completes what waits
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then(None if completion.result is Result.OK else completion)
 
     def _take_answer(self, answer: Lease | OwnerCopy) -> None:
         if isinstance(answer, Lease):
