@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from idc.endpoint import IncomingTransaction
+    from idc.remote import Remote
 
 #: Where `Domain.here` looks.
 VARIABLE: Final = "IDC_SERVICES"
@@ -49,9 +50,9 @@ class Service:
     quotas: Quotas = field(default_factory=Quotas)
     outstanding: int = 16
 
-    def resources(self) -> Resources:
-        """For one endpoint of it."""
-        return Resources(self.quotas, requests=self.outstanding, messages=self.outstanding)
+    def resources(self, remote: Remote | None = None) -> Resources:
+        """For one endpoint of it; `remote` is what it needs for remote buffers, if it has any."""
+        return Resources(self.quotas, requests=self.outstanding, messages=self.outstanding, remote=remote)
 
 
 class _Server(Client):
@@ -94,7 +95,7 @@ class Domain:
             MisuseError: this domain's configuration has no such service.
             OSError, IdcError: what its address names cannot be opened.
         """
-        endpoint = Endpoint(open_port(self.place(service)), client, resources or service.resources())
+        endpoint = Endpoint(open_port(self.place(service)), client, resources or service.resources(), service.name)
         self._endpoints.append(endpoint)
         return endpoint
 
@@ -102,9 +103,9 @@ class Domain:
         """Answer the service's transactions with what `handler` returns; what it raises, the submitter is told."""
         return self.endpoint(service, _Server(handler))
 
-    def connect(self, service: Service) -> Caller:
+    def connect(self, service: Service, remote: Remote | None = None) -> Caller:
         """The blocking face for the service; its first call waits for the connection."""
-        return Caller(open_port(self.place(service)), service.resources())
+        return Caller(open_port(self.place(service)), service.resources(remote), name=service.name)
 
     def stream(self, service: Service) -> Stream:
         """The socket-like face for the service."""

@@ -11,24 +11,30 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
-from idc.endpoint.blocking import value_of
+from idc.endpoint.blocking import check_operation, value_of
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
 from idc.errors import ClosedError
+from idc.remote.registration import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
+    from idc.remote.borrow import Borrowed, Got
+    from idc.remote.buffer import RemoteBuffer
+    from idc.remote.registration import Registration
     from idc.transport.base import Port
 
 
 class AsyncCaller:
     """An endpoint on the running event loop. Arguments as `idc.endpoint.blocking.Caller`."""
 
-    def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None) -> None:
-        self.endpoint = Endpoint(port, client or Client(), resources or Resources())
+    def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None,
+                 name: str = "the peer") -> None:
+        self.endpoint = Endpoint(port, client or Client(), resources or Resources(), name)
         self._loop = asyncio.get_running_loop()
         self._changed: set[asyncio.Future[None]] = set()
         self._answers: set[asyncio.Future[Completion]] = set()
@@ -64,6 +70,37 @@ class AsyncCaller:
 
         value_of(await self._complete(submit, body))
 
+    async def receive_from(self, remote: RemoteBuffer, into: LocalBuffer, *, offset: int = 0) -> None:
+        """Get bytes from a remote buffer; waits for a free slot.
+
+        Cancelling abandons the completion, not the transfer: leave the local buffer alone. Raises as
+        `Caller.receive_from`, without TimedOutError.
+        """
+        check_operation(await self._operate(lambda done: remote.receive_from(into, done, offset=offset)))
+
+    async def send_to(self, remote: RemoteBuffer, source: LocalBuffer, *, offset: int = 0,
+                      filled: bool = False) -> None:
+        """Put bytes into a remote buffer. As `receive_from`."""
+        check_operation(await self._operate(lambda done: remote.send_to(source, done, offset=offset, filled=filled)))
+
+    async def filled(self, remote: RemoteBuffer, offset: int = 0, length: int | None = None) -> None:
+        """Tell the owner that a range is filled. As `receive_from`."""
+        check_operation(await self._operate(lambda done: remote.filled(offset, length, done)))
+
+    async def share(self, remote: RemoteBuffer) -> Borrowed:
+        """See `Caller.share`. As `receive_from`; a cancelled one is released when it comes."""
+        return await self._borrow(remote.share)
+
+    async def move(self, remote: RemoteBuffer) -> Borrowed:
+        """See `Caller.move`. As `share`."""
+        return await self._borrow(remote.move)
+
+    async def unregister(self, registration: Registration, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - its own
+        """Return when nobody can be using the buffer any more. Raises as `Caller.unregister`."""
+        ended: asyncio.Future[Completion] = self._loop.create_future()
+        registration.unregister(lambda completion: _settle(ended, completion), timeout)
+        check_operation(await self._answer(ended))
+
     async def close(self) -> None:
         """Destroy the endpoint; returns when its client has completed the disconnect. Idempotent."""
         self.endpoint.destroy()
@@ -79,15 +116,44 @@ class AsyncCaller:
 
     async def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes) -> Completion:
         answer: asyncio.Future[Completion] = self._loop.create_future()
-
-        def done(completion: Completion) -> None:
-            if not answer.done():
-                answer.set_result(completion)
-
-        while (result := submit(body, done)) is not Result.OK:
+        while (result := submit(body, lambda completion: _settle(answer, completion))) is not Result.OK:
             if result is Result.CLOSED:
                 raise ClosedError("the endpoint is destroyed")
             await self._change()
+        return await self._answer(answer)
+
+    async def _operate(self, begin: Callable[[Done], Result]) -> Completion:
+        ended: asyncio.Future[Completion] = self._loop.create_future()
+        while (result := begin(lambda completion: _settle(ended, completion))) is Result.BACK_PRESSURED:
+            await self._change()
+        if result is not Result.OK:
+            raise ClosedError("the remote buffer is closed, or its connection is over")
+        return await self._answer(ended)
+
+    async def _borrow(self, begin: Callable[[Got], Result]) -> Borrowed:
+        got: list[Borrowed] = []
+        waiting = True
+
+        def begin_with(done: Done) -> Result:
+            def told(completion: Completion, borrowed: Borrowed | None) -> None:
+                if borrowed is not None:
+                    got.append(borrowed)
+                    if not waiting:
+                        borrowed.release()
+                done(completion)
+
+            return begin(told)
+
+        try:
+            check_operation(await self._operate(begin_with))
+        except asyncio.CancelledError:
+            waiting = False
+            for borrowed in got:
+                borrowed.release()
+            raise
+        return got[0]
+
+    async def _answer(self, answer: asyncio.Future[Completion]) -> Completion:
         self._soon()
         self._answers.add(answer)
         try:
@@ -153,3 +219,8 @@ class AsyncCaller:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _settle(answer: asyncio.Future[Completion], completion: Completion) -> None:
+    if not answer.done():
+        answer.set_result(completion)

@@ -6,7 +6,7 @@ threads that wait, one does it for all (the leader), and hands over when it has 
     with Caller(port, Resources()) as caller:
         answer = caller.transact(b"question", timeout=5)
 
-Depends on idc.endpoint and idc.errors.
+Depends on idc.endpoint, idc.remote and idc.errors.
 """
 
 from __future__ import annotations
@@ -23,17 +23,28 @@ from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
 from idc.errors import (
+    BackPressuredError,
     ClosedError,
     HandlerFailedError,
+    MisuseError,
     OutcomeUnknownError,
+    RefusedError,
     TimedOutError,
     TransactionError,
 )
+from idc.remote.registration import PATIENCE
+from idc.remote.resolution import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
+    from idc.remote.borrow import Borrowed, Got
+    from idc.remote.buffer import RemoteBuffer
+    from idc.remote.reference import Access
+    from idc.remote.registration import Registration
+    from idc.remote.routes import Route
     from idc.transport.base import Port
 
 #: Longest sleep in one piece, seconds: between two of them signals are handled and deadlines looked at.
@@ -58,6 +69,26 @@ def value_of(completion: Completion) -> bytes:
         return completion.status
     if completion.result is Result.ERROR:
         raise HandlerFailedError(completion.reason)
+    raise OutcomeUnknownError(completion.reason)
+
+
+def check_operation(completion: Completion) -> None:
+    """Return if an operation on a remote buffer ended well.
+
+    Raises:
+        MisuseError: a route or strategy is forced that cannot do it.
+        RefusedError: the owner, or who is between, refused; `code` is the Refusal.
+        BackPressuredError: a broker takes no request now.
+        OutcomeUnknownError: the connection was lost meanwhile.
+    """
+    if completion.result is Result.OK:
+        return
+    if completion.result is Result.ERROR:
+        if completion.error == Refusal.FORCED:
+            raise MisuseError(completion.reason)
+        raise RefusedError(completion.error, completion.reason)
+    if completion.result is Result.BACK_PRESSURED:
+        raise BackPressuredError(completion.reason)
     raise OutcomeUnknownError(completion.reason)
 
 
@@ -91,13 +122,15 @@ class Caller:
         port: where the peer is met; closed with this object.
         resources: made before, or default ones.
         client: who handles what comes in; by default transactions are refused and messages dropped.
+        name: of the peer, for messages.
 
     Attributes:
-        endpoint: what is under it.
+        endpoint: what is under it; buffers are registered there, and remote ones made.
     """
 
-    def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None) -> None:
-        self.endpoint = Endpoint(port, client or Client(), resources or Resources())
+    def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None,
+                 name: str = "the peer") -> None:
+        self.endpoint = Endpoint(port, client or Client(), resources or Resources(), name)
         self._lock = threading.RLock()  # held by whoever is inside the endpoint, and by nobody who sleeps
         self._first = 0
         self._shared = False
@@ -122,11 +155,75 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
-        return value_of(self._complete(self.endpoint.submit_transaction, parameters, timeout))
+        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
 
     def send(self, body: bytes, *, timeout: float | None = None) -> None:
         """Send a message and wait until the receiver has completed it. Raises as `transact`."""
-        value_of(self._complete(self.endpoint.submit_message, body, timeout))
+        value_of(self._complete(lambda done: self.endpoint.submit_message(body, done), timeout))
+
+    def receive_from(self, remote: RemoteBuffer, into: LocalBuffer, *, offset: int = 0,
+                     timeout: float | None = None) -> None:
+        """Get bytes from a remote buffer: see `RemoteBuffer.receive_from`. Waits for a free slot.
+
+        Raises:
+            MisuseError, RefusedError, BackPressuredError, OutcomeUnknownError: see `check_operation`.
+            TimedOutError: not in `timeout` seconds; it stays under way, so leave the local buffer alone.
+            ClosedError: the remote buffer is closed, or its connection is over.
+        """
+        self._operate(lambda done: remote.receive_from(into, done, offset=offset), timeout)
+
+    def send_to(self, remote: RemoteBuffer, source: LocalBuffer, *, offset: int = 0, filled: bool = False,
+                timeout: float | None = None) -> None:
+        """Put bytes into a remote buffer: see `RemoteBuffer.send_to`. Raises as `receive_from`."""
+        self._operate(lambda done: remote.send_to(source, done, offset=offset, filled=filled), timeout)
+
+    def filled(self, remote: RemoteBuffer, offset: int = 0, length: int | None = None, *,
+               timeout: float | None = None) -> None:
+        """Tell the owner that a range is filled. Raises as `receive_from`; RefusedError is what its callback raised."""
+        self._operate(lambda done: remote.filled(offset, length, done), timeout)
+
+    def share(self, remote: RemoteBuffer, *, timeout: float | None = None) -> Borrowed:
+        """Its bytes to read and write, while the owner's stay: see `RemoteBuffer.share`. Raises as `receive_from`."""
+        return self._borrow(remote.share, timeout)
+
+    def move(self, remote: RemoteBuffer, *, timeout: float | None = None) -> Borrowed:
+        """Its pages for this side alone, or a copy: see `RemoteBuffer.move`. Raises as `receive_from`."""
+        return self._borrow(remote.move, timeout)
+
+    def unregister(self, registration: Registration, timeout: float = PATIENCE) -> None:
+        """Return when nobody can be using the buffer any more.
+
+        Raises:
+            RefusedError: not in `timeout` seconds; the text names the peers that hold it. It can be called again.
+            MisuseError: it was unregistered before.
+        """
+        def submit(done: Done) -> Result:
+            registration.unregister(done, timeout)
+            self._wake_all()  # the leader's sleep has to end by that time-out
+            return Result.OK
+
+        check_operation(self._complete(submit, None))
+
+    def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None = None,
+                 returned: Callable[[], None] | None = None, direct: bool = True,
+                 outlives: bool = False) -> Registration:
+        """See `Endpoint.register`."""
+        with self.inside() as endpoint:
+            return endpoint.register(buffer, access, filled=filled, returned=returned, direct=direct, outlives=outlives)
+
+    def remote(self, reference: bytes, *, route: Route | None = None,
+               revoked: Callable[[], None] | None = None) -> RemoteBuffer:
+        """See `Endpoint.remote`. What is not a call of this object's, as `close` and `release`: use `inside`."""
+        with self.inside() as endpoint:
+            return endpoint.remote(reference, route=route, revoked=revoked)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[Endpoint]:
+        """The endpoint itself, and all that belongs to it, for this thread alone; where no other one calls, it is so."""
+        self._arrive(threading.get_ident())
+        with self._lock:
+            yield self.endpoint
+            self._wake_all()
 
     def close(self) -> None:
         """Destroy the endpoint; other threads' calls end, as those of a destroyed one do. Idempotent."""
@@ -150,11 +247,11 @@ class Caller:
 
     # -- one call
 
-    def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes, timeout: float | None) -> Completion:
+    def _complete(self, submit: Callable[[Done], Result], timeout: float | None) -> Completion:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
         me, nested = self._enter(timeout)
         try:
-            while (result := submit(body, call.done)) is not Result.OK:
+            while (result := submit(call.done)) is not Result.OK:
                 if result is Result.CLOSED:
                     raise ClosedError("the endpoint is destroyed")
                 if result is Result.NOT_CONNECTED:
@@ -169,6 +266,38 @@ class Caller:
         finally:
             self._leave(me, nested=nested)
         return call.completion
+
+    def _operate(self, begin: Callable[[Done], Result], timeout: float | None) -> None:
+        """An operation on a remote buffer, which belongs to one connection: there is no other to wait for."""
+
+        def submit(done: Done) -> Result:
+            result = begin(done)
+            if result in (Result.CLOSED, Result.NOT_CONNECTED):
+                raise ClosedError("the remote buffer is closed, or its connection is over")
+            self._wake_all()  # it begins when the endpoint is driven, and a leader that sleeps does not
+            return result
+
+        check_operation(self._complete(submit, timeout))
+
+    def _borrow(self, begin: Callable[[Got], Result], timeout: float | None) -> Borrowed:
+        got: list[Borrowed | None] = []
+        waiting = True
+
+        def begin_with(done: Done) -> Result:
+            def told(completion: Completion, borrowed: Borrowed | None) -> None:
+                got.append(borrowed)
+                if borrowed is not None and not waiting:
+                    borrowed.release()
+                done(completion)
+
+            return begin(told)
+
+        try:
+            self._operate(begin_with, timeout)
+        finally:
+            waiting = False  # what comes after a time-out is given back
+        assert got[0] is not None
+        return got[0]
 
     def _until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout

@@ -6,6 +6,7 @@ Belongs to the connection that it was made in, in one thread. Depends on idc.buf
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from idc.buffers.local import CopyCounter, check_range
@@ -335,8 +336,9 @@ class RemoteBuffer:
         if completion.result is Result.OK:
             self._take_answer(wire.parse_resolution(completion.status))  # raises: the end completes what waits
         waiting, self._waiting = self._waiting, []
-        for then in waiting:
-            then(None if completion.result is Result.OK else completion)
+        with ExitStack() as each:  # also if one that is told raises; in reverse
+            for then in reversed(waiting):
+                each.callback(then, None if completion.result is Result.OK else completion)
 
     def _take_answer(self, answer: Lease | OwnerCopy) -> None:
         if isinstance(answer, Lease):
