@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from idc.buffers.local import Shape
+    from idc.region import Region
     from idc.words import Memory
 
 
@@ -198,6 +199,14 @@ class PagePool(RunPool):
         words.check_range(memory, offset, length, PAGE)
         self.memory = memory
         self.offset = offset
+
+    @classmethod
+    def of(cls, region: Region) -> Self:
+        """This member's own part of a region. Raises MisuseError if it has none: it may only read, or all is rings."""
+        for part in region.header.parts:
+            if part.owner == region.member:
+                return cls(region.memory, part.offset, part.length)
+        raise MisuseError(f"this member has no part of region {region.header.name!r} to allocate from")
 
     def allocate(self, length: int, offset_in_page: int = 0) -> LocalBuffer:
         """`length` bytes with one reference, the first at `offset_in_page`. They hold what was there before.

@@ -219,7 +219,7 @@ class Caller:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[Endpoint]:
-        """The endpoint itself, and all that belongs to it, for this thread alone; where no other one calls, it is so."""
+        """The endpoint itself, and what belongs to it, for this thread alone; it is so where no other one calls."""
         self._arrive(threading.get_ident())
         with self._lock:
             yield self.endpoint

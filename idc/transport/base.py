@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc.region import Region
+
 
 class Masking(NamedTuple):
     """A doorbell that is masked while the peer rings it without end, and then looked at by time.
@@ -61,7 +63,15 @@ class Carrier(Protocol):
 
 
 class Port(Protocol):
-    """One end of a place where two endpoints can meet, for as long as the endpoint lives."""
+    """One end of a place where two endpoints can meet, for as long as the endpoint lives.
+
+    Attributes:
+        regions: those that this end maps, closed with it: what buffers can be allocated from that the peer reaches.
+    """
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """See above."""
 
     @property
     def masking(self) -> Masking:

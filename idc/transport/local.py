@@ -79,6 +79,7 @@ class LocalCarrier:
 class LocalPort:
     """See `idc.transport.base.Port`. Made by `meeting`."""
 
+    regions = ()
     masking = NO_MASKING
     patience: float | None = None
 

@@ -104,6 +104,7 @@ class SharedPort:
 
     def __init__(self, region: Region, channel: str, *, spin: float = DEFAULT_SPIN,
                  release: Callable[[], None] | None = None) -> None:
+        self.regions = (region,)
         self._region = region
         self._name = channel
         self._spin = spin

@@ -166,6 +166,7 @@ class TcpCarrier:
 class _TcpPort:
     """What both ends share."""
 
+    regions = ()
     masking = NO_MASKING
     patience: float | None = None
 

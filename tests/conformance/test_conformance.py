@@ -17,7 +17,8 @@ from region_support import running
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from liveness import PLACES, beside
-from scenarios import SCENARIOS
+from remote_scenarios import REMOTE_SCENARIOS
+from scenarios import SCENARIOS as PLAIN_SCENARIOS
 
 from host.region import RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
@@ -25,6 +26,7 @@ from idc.layout import ChannelSpec, Kind, Rights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SCENARIOS = PLAIN_SCENARIOS | REMOTE_SCENARIOS
 SIDE = Path(__file__).with_name("side.py")
 LIMIT = 120.0
 
