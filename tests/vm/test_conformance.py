@@ -12,7 +12,8 @@ from testbed.bed import Testbed
 
 SUITE = Path(__file__).parent.parent / "conformance"
 SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather",
-             "pairs", "stack")
+             "pairs", "stack",
+             "bytes", "strategies", "revoke", "cut", "forward", "faces", "both-lend")
 LIMIT = 60.0
 
 
@@ -20,7 +21,7 @@ LIMIT = 60.0
 def bed() -> Iterator[Testbed]:
     with Testbed(keep="never") as bed:
         for vm in bed.boot("front", "back", network=True):
-            for name in ("scenarios.py", "liveness.py", "side.py"):
+            for name in ("scenarios.py", "liveness.py", "remote_scenarios.py", "side.py"):
                 vm.copy_to(SUITE / name, f"/tmp/{name}")
         yield bed
 
@@ -35,9 +36,11 @@ def both_sides(bed: Testbed, front: str, back: str) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    text = (SUITE / "scenarios.py").read_text()
-    listed = text.partition("SCENARIOS = {")[2].partition("}")[0]
-    assert [line.split('"')[1] for line in listed.splitlines() if '"' in line] == list(SCENARIOS)
+    names = []
+    for file in ("scenarios.py", "remote_scenarios.py"):
+        listed = (SUITE / file).read_text().partition("SCENARIOS = {")[2].partition("}")[0]
+        names += [line.split('"')[1] for line in listed.splitlines() if '"' in line]
+    assert names == list(SCENARIOS)
 
 
 def test_ivshmem(bed: Testbed) -> None:
