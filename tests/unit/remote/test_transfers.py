@@ -423,6 +423,28 @@ def test_a_lost_connection_takes_everything_of_it_along(pair: Pair) -> None:
     pair.owner.pool.release(mine)
 
 
+def test_a_reference_to_a_slot_that_is_used_again_is_stale_and_not_taken_for_forged(pair: Pair) -> None:
+    slots = set()
+    for _ in range(9):  # one more than there are
+        registration, remote = offered(pair)
+        slots.add(remote.reference.slot)
+        remote.close()
+        registration.unregister()
+    assert len(slots) == 8
+    registration, _ = offered(pair)
+    stale = pair.front.remote(remote.data)
+    assert pair.ended(stale.resolve).error == Refusal.STALE
+
+
+def test_a_closed_buffer_whose_pages_were_handed_over_is_free_once_they_are_given_back(pair: Pair) -> None:
+    registration, remote = offered(pair, access=RW | Access.TAKE)
+    got = borrowed(pair, remote, "move")
+    remote.close()
+    assert look(pair, got) == DATA
+    got.release()
+    pair.until(lambda: not registration.handed and not left_over(pair.front))
+
+
 def test_a_reference_of_a_former_incarnation_is_stale(pair: Pair) -> None:
     old = Site(domain=pair.owner.exports.domain)
     _, theirs = meeting()
