@@ -424,15 +424,15 @@ def test_a_lost_connection_takes_everything_of_it_along(pair: Pair) -> None:
 
 
 def test_a_reference_to_a_slot_that_is_used_again_is_stale_and_not_taken_for_forged(pair: Pair) -> None:
-    slots = set()
-    for _ in range(9):  # one more than there are
+    old: dict[int, bytes] = {}
+    for _ in range(8):
         registration, remote = offered(pair)
-        slots.add(remote.reference.slot)
+        old[remote.reference.slot] = remote.data
         remote.close()
         registration.unregister()
-    assert len(slots) == 8
-    registration, _ = offered(pair)
-    stale = pair.front.remote(remote.data)
+    assert len(old) == 8  # the one that was free longest comes first
+    _, now = offered(pair)
+    stale = pair.front.remote(old[now.reference.slot])
     assert pair.ended(stale.resolve).error == Refusal.STALE
 
 
