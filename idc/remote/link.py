@@ -16,7 +16,6 @@ from idc.endpoint.results import Completion, Result
 from idc.errors import (
     BackPressuredError,
     DisconnectedError,
-    MisuseError,
     NotConnectedError,
     ProtocolError,
     RefusedError,
@@ -74,11 +73,12 @@ class Link:
         if self.room < ASK_BYTES:
             raise ProtocolError(f"a {ask.kind.name} by a peer that takes no such requests itself")
         if ask.kind == Kind.RELEASE:
-            try:
-                self.exports.release(self, wire.parse_lease_id(ask.kind, ask.body))
-            except MisuseError as error:
-                raise ProtocolError(f"a RELEASE by the peer: {error}") from error
-            ask.answer()
+            lease = wire.parse_lease_id(ask.kind, ask.body)
+            held = self.exports.held(lease)
+            if held is None or held.holder is not self:
+                raise ProtocolError(f"a RELEASE by {self.name}, which has no lease {lease}")
+            ask.answer()  # first: an owner that is told of its quiet buffer may raise
+            self.exports.release(self, lease)
         elif ask.kind == Kind.REVOKE:
             self._revoked(ask, wire.parse_lease_id(ask.kind, ask.body))
         else:

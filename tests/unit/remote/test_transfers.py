@@ -231,6 +231,26 @@ def test_use_after_unregister_is_refused_and_pages_go_back_to_their_pool(pair: P
         registration.reference()
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_an_owner_that_raises_when_its_buffer_is_quiet_raises_in_its_own_pump_and_keeps_the_connection(
+        pair: Pair, *, released: bool) -> None:  # fmt: skip
+    def raising(completion: Completion) -> None:
+        raise RuntimeError("as asked")
+
+    registration, remote = offered(pair)
+    got = borrowed(pair, remote, "share")
+    registration.unregister(raising)
+    if released:  # a RELEASE crosses the REVOKE
+        remote.close()
+    got.release()
+    with pytest.raises(RuntimeError, match="as asked"):
+        pair.until(lambda: False)
+    pair.until(lambda: pair.owner.exports.registered == 0)
+    remote.close()
+    pair.until(lambda: not left_over(pair.front, pair.back))
+    assert pair.front.connections == pair.back.connections == 1
+
+
 def test_unregister_waits_for_a_transfer_that_is_under_way(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "STEP", PAGE)
     registration, remote = offered(pair, bytes(64 * PAGE))
