@@ -36,13 +36,15 @@ from idc.remote.registration import PATIENCE
 from idc.remote.resolution import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
     from idc.remote.borrow import Borrowed, Got
     from idc.remote.buffer import RemoteBuffer
+    from idc.remote.reference import Access
     from idc.remote.registration import Registration
+    from idc.remote.routes import Route
     from idc.transport.base import Port
 
 #: Longest sleep in one piece, seconds: between two of them signals are handled and deadlines looked at.
@@ -70,26 +72,6 @@ def value_of(completion: Completion) -> bytes:
     raise OutcomeUnknownError(completion.reason)
 
 
-class _Call:
-    """One thread's wait: for the completion of what it submitted, or for anything that may change its luck."""
-
-    __slots__ = ("completion", "waiting")
-
-    def __init__(self) -> None:
-        self.completion: Completion | None = None
-        self.waiting: threading.Condition | None = None
-
-    def done(self, completion: Completion) -> None:
-        """Runs in whichever thread drives the endpoint."""
-        self.completion = completion
-        self.wake()
-
-    def wake(self) -> None:
-        """Look again. The caller's lock is held."""
-        if self.waiting is not None:
-            self.waiting.notify()
-
-
 def check_operation(completion: Completion) -> None:
     """Return if an operation on a remote buffer ended well.
 
@@ -108,6 +90,26 @@ def check_operation(completion: Completion) -> None:
     if completion.result is Result.BACK_PRESSURED:
         raise BackPressuredError(completion.reason)
     raise OutcomeUnknownError(completion.reason)
+
+
+class _Call:
+    """One thread's wait: for the completion of what it submitted, or for anything that may change its luck."""
+
+    __slots__ = ("completion", "waiting")
+
+    def __init__(self) -> None:
+        self.completion: Completion | None = None
+        self.waiting: threading.Condition | None = None
+
+    def done(self, completion: Completion) -> None:
+        """Runs in whichever thread drives the endpoint."""
+        self.completion = completion
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again. The caller's lock is held."""
+        if self.waiting is not None:
+            self.waiting.notify()
 
 
 class Caller:
@@ -153,11 +155,11 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
-        return value_of(self._complete(self.endpoint.submit_transaction, parameters, timeout))
+        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
 
     def send(self, body: bytes, *, timeout: float | None = None) -> None:
         """Send a message and wait until the receiver has completed it. Raises as `transact`."""
-        value_of(self._complete(self.endpoint.submit_message, body, timeout))
+        value_of(self._complete(lambda done: self.endpoint.submit_message(body, done), timeout))
 
     def receive_from(self, remote: RemoteBuffer, into: LocalBuffer, *, offset: int = 0,
                      timeout: float | None = None) -> None:
@@ -168,17 +170,17 @@ class Caller:
             TimedOutError: not in `timeout` seconds; it stays under way, so leave the local buffer alone.
             ClosedError: the remote buffer is closed, or its connection is over.
         """
-        check_operation(self._operate(lambda done: remote.receive_from(into, done, offset=offset), timeout))
+        self._operate(lambda done: remote.receive_from(into, done, offset=offset), timeout)
 
     def send_to(self, remote: RemoteBuffer, source: LocalBuffer, *, offset: int = 0, filled: bool = False,
                 timeout: float | None = None) -> None:
         """Put bytes into a remote buffer: see `RemoteBuffer.send_to`. Raises as `receive_from`."""
-        check_operation(self._operate(lambda done: remote.send_to(source, done, offset=offset, filled=filled), timeout))
+        self._operate(lambda done: remote.send_to(source, done, offset=offset, filled=filled), timeout)
 
     def filled(self, remote: RemoteBuffer, offset: int = 0, length: int | None = None, *,
                timeout: float | None = None) -> None:
         """Tell the owner that a range is filled. Raises as `receive_from`; RefusedError is what its callback raised."""
-        check_operation(self._operate(lambda done: remote.filled(offset, length, done), timeout))
+        self._operate(lambda done: remote.filled(offset, length, done), timeout)
 
     def share(self, remote: RemoteBuffer, *, timeout: float | None = None) -> Borrowed:
         """Its bytes to read and write, while the owner's stay: see `RemoteBuffer.share`. Raises as `receive_from`."""
@@ -195,11 +197,33 @@ class Caller:
             RefusedError: not in `timeout` seconds; the text names the peers that hold it. It can be called again.
             MisuseError: it was unregistered before.
         """
-        def begin(done: Done) -> Result:
+        def submit(done: Done) -> Result:
             registration.unregister(done, timeout)
+            self._wake_all()  # the leader's sleep has to end by that time-out
             return Result.OK
 
-        check_operation(self._operate(begin, None))
+        check_operation(self._complete(submit, None))
+
+    def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None = None,
+                 returned: Callable[[], None] | None = None, direct: bool = True,
+                 outlives: bool = False) -> Registration:
+        """See `Endpoint.register`."""
+        with self.inside() as endpoint:
+            return endpoint.register(buffer, access, filled=filled, returned=returned, direct=direct, outlives=outlives)
+
+    def remote(self, reference: bytes, *, route: Route | None = None,
+               revoked: Callable[[], None] | None = None) -> RemoteBuffer:
+        """See `Endpoint.remote`. What is not a call of this object's, as `close` and `release`: use `inside`."""
+        with self.inside() as endpoint:
+            return endpoint.remote(reference, route=route, revoked=revoked)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[Endpoint]:
+        """The endpoint itself, and what belongs to it, for this thread alone; it is so where no other one calls."""
+        self._arrive(threading.get_ident())
+        with self._lock:
+            yield self.endpoint
+            self._wake_all()
 
     def close(self) -> None:
         """Destroy the endpoint; other threads' calls end, as those of a destroyed one do. Idempotent."""
@@ -223,11 +247,11 @@ class Caller:
 
     # -- one call
 
-    def _complete(self, submit: Callable[[bytes, Done], Result], body: bytes, timeout: float | None) -> Completion:
+    def _complete(self, submit: Callable[[Done], Result], timeout: float | None) -> Completion:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
         me, nested = self._enter(timeout)
         try:
-            while (result := submit(body, call.done)) is not Result.OK:
+            while (result := submit(call.done)) is not Result.OK:
                 if result is Result.CLOSED:
                     raise ClosedError("the endpoint is destroyed")
                 if result is Result.NOT_CONNECTED:
@@ -243,33 +267,35 @@ class Caller:
             self._leave(me, nested=nested)
         return call.completion
 
-    def _operate(self, begin: Callable[[Done], Result], timeout: float | None) -> Completion:
-        """Begin when there is a slot, and wait for the end."""
-        call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
-        me, nested = self._enter(timeout)
-        try:
-            while (result := begin(call.done)) is Result.BACK_PRESSURED:
-                self._turn(call, deadline, result, nested=nested)
-            if result is not Result.OK:
+    def _operate(self, begin: Callable[[Done], Result], timeout: float | None) -> None:
+        """An operation on a remote buffer, which belongs to one connection: there is no other to wait for."""
+
+        def submit(done: Done) -> Result:
+            result = begin(done)
+            if result in (Result.CLOSED, Result.NOT_CONNECTED):
                 raise ClosedError("the remote buffer is closed, or its connection is over")
-            self._wake_all()  # whoever drives the endpoint has something to do that no doorbell tells of
-            while call.completion is None:
-                self._turn(call, deadline, result, nested=nested)
-        finally:
-            self._leave(me, nested=nested)
-        return call.completion
+            self._wake_all()  # it begins when the endpoint is driven, and a leader that sleeps does not
+            return result
+
+        check_operation(self._complete(submit, timeout))
 
     def _borrow(self, begin: Callable[[Got], Result], timeout: float | None) -> Borrowed:
         got: list[Borrowed | None] = []
+        waiting = True
 
         def begin_with(done: Done) -> Result:
             def told(completion: Completion, borrowed: Borrowed | None) -> None:
                 got.append(borrowed)
+                if borrowed is not None and not waiting:
+                    borrowed.release()
                 done(completion)
 
             return begin(told)
 
-        check_operation(self._operate(begin_with, timeout))
+        try:
+            self._operate(begin_with, timeout)
+        finally:
+            waiting = False  # what comes after a time-out is given back
         assert got[0] is not None
         return got[0]
 

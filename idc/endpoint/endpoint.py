@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from idc.endpoint import frames
+from idc.endpoint.callbacks import call_each
 from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import Action, Event, State, step
 from idc.endpoint.results import Completion, Result
@@ -22,7 +23,7 @@ from idc.endpoint.session import IncomingAsk, IncomingMessage, IncomingTransacti
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.party import Party, Sharing
@@ -331,9 +332,10 @@ class Endpoint:
     @property
     def patience(self) -> float | None:
         """Longest sleep on `fileno`, seconds, before `pump` is due anyway; None when only a wake-up counts."""
-        due = self._port.patience if self.state is State.CONNECTED else UNCONNECTED_LOOK
-        if self.state is State.DESTROYED:
-            due = None
+        if self.state is State.CONNECTED:
+            due = self._port.patience
+        else:
+            due = None if self.state is State.DESTROYED else UNCONNECTED_LOOK
         party = self._party.patience if self._party is not None else None
         return min((sleep for sleep in (due, party) if sleep is not None), default=None)
 
@@ -512,16 +514,13 @@ class Endpoint:
 
     def _step(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
-        _each(functools.partial(self._act, action) for action in actions)
+        call_each(functools.partial(self._act, action) for action in actions)
 
     def _act(self, action: Action) -> None:
         if action is Action.FAIL_ALL:
-            with contextlib.ExitStack() as last:  # all of them, also if one that is told raises; in reverse
-                if self._party is not None:
-                    last.callback(self._party.end, self.reason)
-                for done, completion in reversed(self._session.end(self.reason) if self._session is not None else []):
-                    if done is not None:
-                        last.callback(done, completion)
+            ended = self._session.end(self.reason) if self._session is not None else []
+            parties = [functools.partial(self._party.end, self.reason)] if self._party is not None else []
+            call_each([functools.partial(_deliver, ended), *parties])
         elif action is Action.TELL_APPEAR:
             self._client.appear(self)
         elif action is Action.TELL_CONNECT:
@@ -533,7 +532,7 @@ class Endpoint:
         else:
             self._resources.user = None
             told, self._destroyed = self._destroyed, []
-            _each([self._port.close, *told])
+            call_each([self._port.close, *told])
 
     def _tell_disconnect(self) -> None:
         session, called = self._session, False
@@ -552,21 +551,4 @@ class Endpoint:
 
 
 def _deliver(completions: list[tuple[Done | None, Completion]]) -> None:
-    _each(functools.partial(done, completion) for done, completion in completions if done is not None)
-
-
-def _each(calls: Iterable[Callable[[], None]]) -> None:
-    """Make all of them, whatever one raises: nobody else's completion, and no step of the lifecycle, is lost by that.
-
-    The first exception is raised in the end; what is raised after it is logged.
-    """
-    first: BaseException | None = None
-    for call in calls:
-        try:
-            call()
-        except BaseException as error:  # Ctrl-C too: it comes out in the end
-            if first is not None:
-                log.exception("another callback failed after %r", first)
-            first = first or error
-    if first is not None:
-        raise first
+    call_each(functools.partial(done, completion) for done, completion in completions if done is not None)

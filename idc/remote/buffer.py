@@ -6,10 +6,11 @@ Belongs to the connection that it was made in, in one thread. Depends on idc.buf
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from idc.buffers.local import CopyCounter, check_range
+from idc.endpoint.callbacks import call_each
 from idc.endpoint.frames import Kind
 from idc.endpoint.results import Completion, Result
 from idc.errors import MisuseError, ProtocolError, RefusedError
@@ -336,9 +337,8 @@ class RemoteBuffer:
         if completion.result is Result.OK:
             self._take_answer(wire.parse_resolution(completion.status))  # raises: the end completes what waits
         waiting, self._waiting = self._waiting, []
-        with ExitStack() as each:  # also if one that is told raises; in reverse
-            for then in reversed(waiting):
-                each.callback(then, None if completion.result is Result.OK else completion)
+        failure = None if completion.result is Result.OK else completion
+        call_each(partial(then, failure) for then in waiting)
 
     def _take_answer(self, answer: Lease | OwnerCopy) -> None:
         if isinstance(answer, Lease):

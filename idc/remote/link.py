@@ -8,9 +8,10 @@ of what is in use here. Depends on idc.endpoint.session, idc.buffers and this pa
 from __future__ import annotations
 
 from collections import deque
-from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
+from idc.endpoint.callbacks import call_each
 from idc.endpoint.frames import ASK_BYTES, Kind
 from idc.endpoint.results import Completion, Result
 from idc.errors import (
@@ -119,16 +120,14 @@ class Link:
         queue, self._queue = self._queue, deque()
         self.runnable.clear()
         self._leases.clear()
-        with ExitStack() as last:  # called in reverse
-            last.callback(self.exports.drop_owner, self)
-            last.callback(self.exports.drop_holder, self)
-            last.callback(self.forwarder.end)
-            for buffer in tuple(self._buffers):
-                last.callback(buffer.lose)
-            for operation in tuple(self.operations):
-                last.callback(operation.lose, lost)
-            for _, _, done in reversed(queue):
-                last.callback(done, lost)
+        call_each([
+            *(partial(done, lost) for _, _, done in queue),
+            *(partial(operation.lose, lost) for operation in self.operations),
+            *(buffer.lose for buffer in self._buffers),
+            self.forwarder.end,
+            partial(self.exports.drop_holder, self),
+            partial(self.exports.drop_owner, self),
+        ])
 
     def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None,
                  returned: Callable[[], None] | None, direct: bool, outlives: bool) -> Registration:

@@ -79,9 +79,9 @@ class LocalCarrier:
 class LocalPort:
     """See `idc.transport.base.Port`. Made by `meeting`."""
 
+    regions = ()
     masking = NO_MASKING
     patience: float | None = None
-    regions = ()
 
     def __init__(self, lock: threading.RLock, frames: int, frame_bytes: int) -> None:
         self.frames = frames

@@ -166,9 +166,9 @@ class TcpCarrier:
 class _TcpPort:
     """What both ends share."""
 
+    regions = ()
     masking = NO_MASKING
     patience: float | None = None
-    regions = ()
 
     def __init__(self) -> None:
         self._poller = select.epoll()

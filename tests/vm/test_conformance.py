@@ -12,7 +12,8 @@ from testbed.bed import Testbed
 
 SUITE = Path(__file__).parent.parent / "conformance"
 SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather",
-             "pairs", "stack", "bytes", "strategies", "revoke", "cut", "forward", "faces", "both-lend")
+             "pairs", "stack",
+             "bytes", "strategies", "revoke", "cut", "forward", "faces", "both-lend")
 LIMIT = 60.0
 
 
