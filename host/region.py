@@ -48,6 +48,7 @@ class RegionSpec:
         members: rights by name; their order gives the ids.
         channels: laid out behind the header page; see `idc.layout`.
         vectors: of each rw member; None for as many as the channels need.
+        parts: bytes, whole pages, from which each rw member allocates; None shares what is left out evenly.
     """
 
     name: str
@@ -55,13 +56,15 @@ class RegionSpec:
     members: Mapping[str, Rights]
     channels: Sequence[ChannelSpec] = ()
     vectors: int | None = None
+    parts: Mapping[str, int] | None = None
 
     def plan(self, session: int = 0) -> RegionHeader:
         """The header page for it. Raises RegionError when it cannot be laid out."""
         try:
             return RegionHeader.plan(
-                self.name, self.size, self.members, self.channels, vectors=self.vectors, session=session
-            )
+                self.name, self.size, self.members, self.channels, parts=self.parts, vectors=self.vectors,
+                session=session,
+            )  # fmt: skip
         except LayoutError as error:
             raise RegionError(f"region {self.name!r} cannot be made: {error}") from error
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Sequence
 
+    from idc.buffers.pool import PagePool
     from idc.ring import Bell
 
     BellMaker = Callable[[int, int], Bell]
@@ -63,6 +64,26 @@ class Region:
         self._bell = bell
         self._release = release
         self._closed = False
+        self._pools: tuple[PagePool, ...] | None = None
+
+    @property
+    def pools(self) -> tuple[PagePool, ...]:
+        """A pool over each part of the region that this member owns, in the order of the header's table."""
+        if self._pools is None:
+            # Late: a plain peer needs no compiled core.
+            from idc.buffers.pool import PagePool
+
+            parts = () if self.member is None else self.header.parts_of(self.member)
+            self._pools = tuple(PagePool(self.memory, part.offset, part.length) for part in parts)
+        return self._pools
+
+    @property
+    def pool(self) -> PagePool:
+        """The first of `pools`. Raises MisuseError if this member owns no part."""
+        if not self.pools:
+            raise MisuseError(f"member {self.member} owns no part of region {self.header.name!r}: give it one when the "
+                              "region is made (parts)")
+        return self.pools[0]
 
     def bell(self, member: int, vector: int) -> Bell:
         """The doorbell of another member: ringing it wakes whoever waits on that member's `vector`."""

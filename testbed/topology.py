@@ -163,18 +163,22 @@ class DoorbellFaults(Table):
 
 
 class RegionTable(Table):
-    """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`."""
+    """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`. `parts` are the bytes from
+    which each rw member allocates, whole pages; None shares what the channels leave out evenly.
+    """
 
     size: Size = 16 * MIB
     members: dict[str, Literal["rw", "ro"]]
     channels: dict[str, ChannelTable] = {}
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
     def spec(self, name: str) -> RegionSpec:
         """For `host.region`."""
         members = {member: Rights[rights.upper()] for member, rights in self.members.items()}
-        return RegionSpec(name, self.size, members, [c.spec(channel) for channel, c in self.channels.items()])
+        channels = [c.spec(channel) for channel, c in self.channels.items()]
+        return RegionSpec(name, self.size, members, channels, parts=self.parts)
 
     def plan(self) -> dict[tuple[str, str], Doorbells]:
         """Of a resolved region: the faults of its doorbells, by (member that rings, member rung)."""
@@ -186,6 +190,7 @@ class Link(Table):
 
     members: tuple[Text, ...]
     size: Size = 16 * MIB
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
@@ -204,6 +209,7 @@ class Bus(Table):
     size: Size = 16 * MIB
     ring: Size = 64 * KIB
     slot: Size = KIB
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
@@ -402,7 +408,8 @@ class _Resolver:
                 self._members(f"[{kind}.{name}] members", table.members)
                 channels = _link_channels(table) if isinstance(table, Link) else _bus_channels(table)
                 regions[name] = RegionTable(size=table.size, members=dict.fromkeys(table.members, "rw"),
-                                            channels=channels, doorbells=table.doorbells, plug=table.plug)
+                                            channels=channels, parts=table.parts, doorbells=table.doorbells,
+                                            plug=table.plug)
         return regions
 
     def _region_table(self, name: str) -> str:

@@ -74,6 +74,10 @@ MISTAKES = [
     ('size = "16M"', "doorbells = [{}, {}]", "[regions.ro] doorbells[1]: a second entry without a pair"),
     ("[links.fb]", "[links.fb]\ndoorbells = [{ pair = ['back', 'front'] }, { pair = ['back', 'front'] }]",
      "[links.fb] doorbells[1].pair: named twice"),
+    ('size = "16M"', "parts = { frnt = '1M' }",
+     "[regions.ro]: part for 'frnt', which is no rw member of region 'ro' (rw members: front)"),
+    ('size = "16M"', "parts = { front = '5000' }", "[regions.ro]: part for 'front' of 5000 bytes: must be whole pages"),
+    ('size = "16M"', "parts = { front = '16M' }", "[regions.ro]: part for 'front' of 16777216 bytes: 16773120"),
     ('name = "good"', 'name = "Not good"', "name: 'Not good' is no name"),
     ('name = "good"', 'accel = "hvf"', "accel: input should be 'auto', 'kvm' or 'tcg', not 'hvf'"),
 ]
@@ -89,6 +93,13 @@ def test_a_mistake_is_one_line_that_names_file_table_and_key(tmp_path: Path, goo
     text = str(caught.value)
     assert text.startswith(f"{file}: {message}")
     assert "\n" not in text
+
+
+def test_parts_reach_the_region() -> None:
+    topology = parse(tomllib.loads(GOOD.replace("[links.fb]", "[links.fb]\nparts = { back = '1M', front = '64K' }")))
+    header = resolve(topology).regions["fb"].spec("fb").plan()
+    assert [(header.members[part.owner].name, part.length) for part in header.parts] == [
+        ("back", 1 << 20), ("front", 1 << 16)]
 
 
 def test_what_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
