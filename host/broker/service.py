@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from idc.remote.resolution import Resolution
 
 #: Seconds of copying before the links are looked at again.
-SLICE: Final = 0.002
+SLICE: Final = 0.001
 #: Longest sleep, seconds; nothing depends on it.
 NAP: Final = 1.0
 #: Seconds until a region server that is away is looked for again.
