@@ -104,17 +104,33 @@ class Front(Client):
         assert told[0].result is Result.OK, told[0]
 
 
+class Lower(Client):
+    """The middle's client end: what waits for the back end goes when it is there."""
+
+    def __init__(self, middle: Middle) -> None:
+        self.middle = middle
+
+    def connect(self, endpoint: Endpoint) -> None:
+        waiting, self.middle.waiting = self.middle.waiting, []
+        for transaction in waiting:
+            self.middle.transaction(self.middle.upper, transaction)
+
+
 class Middle(Client):
     """Partitions: its own requests are those that came, further on."""
 
     def __init__(self) -> None:
         self.domain = Domain.here()
         self.exports = self.domain.share()
+        self.waiting: list[IncomingTransaction] = []
         self.upper = self.domain.endpoint(UPPER, self, self.domain.resources(UPPER))
-        self.lower = self.domain.endpoint(LOWER, Client(), self.domain.resources(LOWER))
+        self.lower = self.domain.endpoint(LOWER, Lower(self), self.domain.resources(LOWER))
         self.passed = 0
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
+        if self.lower.state is not State.CONNECTED:
+            self.waiting.append(transaction)
+            return
         op, offset, reference = REQUEST.unpack(transaction.parameters)
         buffer = endpoint.remote(reference)
 

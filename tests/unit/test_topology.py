@@ -191,3 +191,29 @@ def test_faults_of_doorbells_are_resolved_to_pairs() -> None:
     assert {pair for pair, bells in plan.items() if bells == Doorbells(drop=0.5, seed=7)} == set(plan) - {("b", "a")}
     assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
     assert resolved.vms["c"].gdb == "on"
+
+
+BROKERED = '[broker]\npatience = 2.0\npiece = "64K"\n[links.fb]'
+
+
+def test_a_broker_takes_a_port_of_each_member_and_prints_back() -> None:
+    resolved = resolve(parse(tomllib.loads(GOOD.replace("[links.fb]", BROKERED).replace("cpus = 2", "region_ports=3"))))
+    assert resolved.broker is not None
+    assert (resolved.broker.members, resolved.broker.piece) == (("front", "back"), 1 << 16)
+    assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
+    assert resolve(parse(tomllib.loads(GOOD))).broker is None
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), [
+    ("[links.fb]", "[broker]\nmembers = ['frnt']\n[links.fb]", "[broker] members: 'frnt' is no VM of this testbed;"),
+    ("[links.fb]", "[broker]\npatience = 0.0\n[links.fb]", "[broker] patience: 0 is no time to answer in"),
+    ("[links.fb]", "[broker]\npeace = '1M'\n[links.fb]", "[broker]: no such key 'peace'; did you mean 'piece'?"),
+    ("[links.fb]", "[broker]\n[links.control-a]", "[links.control-a]: names that begin with 'control-' are"),
+    ("[vms.front]", "[broker]\n[vms.broker]\n[vms.front]", "[broker]: 'broker' is the broker's own name"),
+    ("cpus = 2", "region_ports = 2\n[broker]",
+     "[vms.back] region_ports: 2 are not enough for its 2 regions (ro, fb) and its control link"),
+])
+def test_mistakes_about_the_broker(good: str, bad: str, message: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        resolve(parse(tomllib.loads(GOOD.replace(good, bad, 1))))
+    assert str(caught.value).startswith(f"topology: {message}")

@@ -1,0 +1,65 @@
+"""A stack of three drivers in three VMs: the bytes bypass the middle VM, each copied once. The program is the one that
+tests/process runs in three processes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bypass_support import BYTES, ROLES, STACK, bus, channels_of, links, verify
+
+from host.region import RegionSpec
+from idc.domain import VARIABLE
+from testbed.bed import Testbed
+
+LIMIT = 120.0
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(keep="never", broker=True) as bed:
+        for vm in bed.boot(*ROLES):
+            vm.copy_to(STACK, "/tmp/stack.py")
+        yield bed
+
+
+def stack(bed: Testbed, specs: list[RegionSpec], route: str) -> dict[str, dict[str, Any]]:
+    regions = [bed.region(spec) for spec in specs]
+    running = []
+    for role in ROLES:
+        places = " ".join(f"{channel}=ivshmem:{region.name}/{channel}" for region in regions
+                          if role in region.sockets for channel in channels_of(region, role))
+        running.append(bed.vms[role].spawn(["python3", "/tmp/stack.py", role, route], env={VARIABLE: places}))
+    outputs = []
+    for role, process in zip(ROLES, running, strict=True):
+        result = process.wait(LIMIT)
+        assert result.exit_code == 0, f"{role}: {result.err}"
+        outputs.append(result.out)
+    return verify(outputs, {"host": "host copy", "direct": "direct"}[route])
+
+
+def counts(bed: Testbed) -> dict[str, dict[str, int]]:
+    assert bed.service is not None
+    found: dict[str, dict[str, int]] = bed.service.broker_status()["counts"]
+    return found
+
+
+def test_every_vm_has_its_control_link(bed: Testbed) -> None:
+    for name, vm in bed.vms.items():
+        assert vm.succeed("echo $IDC_CONTROL") == f"ivshmem:control-{name}/control\n"
+        assert f"control-{name}" in vm.succeed("python3 -m guest.ivshmem")
+        others = [role for role in ROLES if role != name]
+        assert not any(f"control-{other}" in vm.succeed("python3 -m guest.ivshmem") for other in others)
+
+
+def test_the_broker_copies_each_byte_once_between_vms_that_share_no_region(bed: Testbed) -> None:
+    stack(bed, links(), "host")
+    found = counts(bed)
+    assert found["back"]["copied"] == 2 * BYTES
+    assert found["front"]["copied"] == found["middle"]["copied"] == 0
+    assert sum(count["refused"] for count in found.values()) == 0
+
+
+def test_the_back_end_copies_each_byte_once_on_a_bus(bed: Testbed) -> None:
+    before = counts(bed)["back"]["copied"]
+    stack(bed, bus(), "direct")
+    assert counts(bed)["back"]["copied"] == before
