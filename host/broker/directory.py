@@ -7,6 +7,7 @@ what was known last stands, for nothing can change without it. Depends on host.w
 from __future__ import annotations
 
 import base64
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +18,9 @@ from host.errors import HostError, ServerError
 from idc.layout import LayoutError, RegionHeader, parse_header
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
-#: Seconds for one request: the server is one thread that never waits for anybody.
+#: Seconds for one request. The server never waits for anybody, and has just given a sign of life when it is asked.
 CALL_TIMEOUT: Final = 2.0
 
 
@@ -55,26 +55,33 @@ class Directory:
         return -1 if self._watch is None else self._watch.fileno()
 
     def connect(self) -> None:
-        """Find the server, and learn all it knows. Raises ServerError; what was known stands then."""
+        """Ask the server for notices; its answer is the first one. Never waits: a server may be stopped.
+
+        Raises ServerError when there is none; what was known stands then.
+        """
         self.close()
+        watch = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        watch.setblocking(False)
         try:
-            self._watch = wire.connect(self._path, CALL_TIMEOUT)
-            wire.send_message(self._watch, {"op": "watch"})
-            if wire.receive_message(self._watch) is None:
-                raise ServerError("it closed the connection")
-            self._watch.setblocking(False)
-        except (OSError, HostError) as error:
-            self.close()
-            raise ServerError(f"no region server at {self._path}: {error}") from error
-        self.refresh()
+            watch.connect(str(self._path))
+            wire.send_message(watch, {"op": "watch"})
+        except OSError as error:
+            watch.close()
+            raise ServerError(f"no region server at {self._path}: {error.strerror}") from error
+        self._watch = watch
 
     def notice(self) -> bool:
-        """Take the server's notices; whether there was one. Raises ServerError when the server has gone."""
-        assert self._watch is not None
+        """Take the server's notices; whether there was one, so that `refresh` is due. Never waits.
+
+        The server sends one before a member that has attached can do anything, so without one what is known is true.
+        Raises ServerError when the server has gone.
+        """
+        if self._watch is None:
+            return False
         seen = False
         try:
-            while data := self._watch.recv(4096):
-                seen = seen or bool(data)
+            while self._watch.recv(4096):
+                seen = True
         except BlockingIOError:
             return seen
         except OSError as error:

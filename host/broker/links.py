@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Seconds until a control region is joined again that could not be joined, or whose link failed.
 RETRY: Final = 0.2
+#: Doorbells in a row behind which there was nothing, before a link is not listened to for DEAF seconds.
+IDLE_RINGS: Final = 64
+DEAF: Final = 0.01
 #: Seconds for the greeting of the region server.
 JOIN_TIMEOUT: Final = 2.0
 
@@ -60,6 +63,10 @@ class Link(Client):
         desk: where its requests go.
         incarnation: asks how often the domain has attached to that region.
 
+    Attributes:
+        deaf_until: until then its doorbell is not listened to, and it is looked at now and then.
+        deafened: how often that was so.
+
     Raises:
         HostError, IdcError, LayoutError: the region cannot be joined now.
     """
@@ -67,6 +74,9 @@ class Link(Client):
     def __init__(self, header: RegionHeader, name: str, socket: Path, desk: Desk,
                  incarnation: Callable[[Domain], int]) -> None:
         self.domain = Domain(header.uuid, name, 0)
+        self.deaf_until = 0.0
+        self.deafened = 0
+        self._idle_rings = 0
         self._desk = desk
         self._incarnation = incarnation
         region = join(socket, timeout=JOIN_TIMEOUT)
@@ -81,8 +91,26 @@ class Link(Client):
 
     def close(self) -> None:
         """End it."""
-        self.endpoint.abandon()
+        try:
+            self.endpoint.abandon()
+        except MisuseError:
+            log.exception("domain %s: its control region stays mapped", self.domain.name)
         self._desk.leave(self.domain.uuid)
+
+    def pump(self) -> bool:
+        """Do what is due, without waiting. Whether anything was."""
+        busy = self.endpoint.pump(0.0)
+        if busy:
+            self._idle_rings = 0
+        return busy
+
+    def rung(self, now: float) -> None:
+        """Its doorbell woke the broker. Nobody mediates those: who rings for nothing is not listened to for a while."""
+        self._idle_rings += 1
+        if self._idle_rings > IDLE_RINGS:
+            self._idle_rings = 0
+            self.deafened += 1
+            self.deaf_until = now + DEAF
 
     # -- what the endpoint tells
 
@@ -191,7 +219,7 @@ class Links:
         busy = False
         for uuid, link in tuple(self.by_domain.items()):
             try:
-                busy |= link.endpoint.pump(0.0)
+                busy |= link.pump()
             except Exception:
                 # Whatever one domain made go wrong, the others must not feel it.
                 log.exception("domain %s: its control link failed", link.domain.name)
@@ -200,9 +228,5 @@ class Links:
         return busy
 
     def _drop(self, uuid: UUID, now: float) -> None:
-        link = self.by_domain.pop(uuid)
-        try:
-            link.close()
-        except MisuseError:
-            log.exception("domain %s: its control link cannot be closed", link.domain.name)
+        self.by_domain.pop(uuid).close()
         self._not_before[uuid] = now + RETRY

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from host.broker.links import Link
     from idc.remote.reference import Access
     from idc.remote.resolution import Resolution
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 SLICE: Final = 0.001
 #: Longest sleep, seconds; nothing depends on it.
 NAP: Final = 1.0
+#: Seconds for the region server to answer at the start.
+START_TIMEOUT: Final = 5.0
 #: Seconds until a region server that is away is looked for again.
 SEARCH: Final = 0.2
 #: Seconds that one who asks for the state has for his request.
@@ -71,7 +74,11 @@ class Service:
     def start(self) -> None:
         """Find the region server and join the control regions that there are. Raises ServerError."""
         self.directory.connect()
-        self._learnt()
+        poller = select.poll()
+        poller.register(self.directory.fileno(), select.POLLIN)
+        if not poller.poll(START_TIMEOUT * 1000):
+            raise ServerError(f"the region server does not answer within {START_TIMEOUT:g} s")
+        self._catch_up()
         self._sync_at = self.links.sync(self.directory.regions, time.monotonic())
 
     def run(self, lifeline: int | None) -> None:
@@ -103,6 +110,7 @@ class Service:
             "counts": {name: dataclasses.asdict(counts) for name, counts in self.desk.counts.items()},
             "jobs": self.desk.jobs, "leases": self.desk.leases,
             "mapped": len(self.custody), "mapped_most": self.custody.most, "opened": self.custody.opened,
+            "deafened": {link.domain.name: link.deafened for link in self.links.by_domain.values()},
         }
 
     # -- what the desk needs
@@ -110,11 +118,14 @@ class Service:
     def ask(self, owner: Domain, reference: bytes, access: Access,
             answered: Callable[[Resolution | None], None]) -> bool:
         """See `host.broker.desk.Outside`."""
-        return self.links.by_domain[owner.uuid].ask(reference, access, answered)
+        link = self.links.by_domain.get(owner.uuid)
+        return link is not None and link.ask(reference, access, answered)
 
     def release(self, owner: Domain, lease: int) -> None:
         """See there."""
-        self.links.by_domain[owner.uuid].release(lease)
+        link = self.links.by_domain.get(owner.uuid)
+        if link is not None:
+            link.release(lease)
 
     def copy(self, source: Span, target: Span) -> None:
         """See there."""
@@ -128,14 +139,21 @@ class Service:
 
     def _incarnation(self, domain: Domain) -> int:
         try:
-            self.directory.refresh()
+            self._catch_up()
         except ServerError as error:
             log.warning("domain %s: what was known last has to do: %s", domain.name, error)
-        self._learnt()
         known = self.directory.regions.get(domain.uuid)
         return self.directory.incarnations[known.header.name].get(domain.name, 0) if known is not None else 0
 
-    def _learnt(self) -> None:
+    def _catch_up(self) -> None:
+        """Learn what has changed, if anything has. Raises ServerError."""
+        if not self.directory.notice():
+            return
+        try:
+            self.directory.refresh()
+        except ServerError:
+            self.directory.close()  # the notice is used up: the next connection begins with one
+            raise
         self.desk.regions_changed({uuid: known.header for uuid, known in self.directory.regions.items()})
         self.custody.keep_only(set(self.directory.regions))
         self._sync_at = 0.0
@@ -146,10 +164,7 @@ class Service:
             if self.directory.fileno() < 0 and now >= self._search_at:
                 self._search_at = now + SEARCH
                 self.directory.connect()
-                self._learnt()
-            elif self.directory.fileno() >= 0 and self.directory.notice():
-                self.directory.refresh()
-                self._learnt()
+            self._catch_up()
         except ServerError as error:
             log.info("%s", error)
             self.directory.close()
@@ -175,7 +190,8 @@ class Service:
             naps.append(NAP if link.endpoint.patience is None else link.endpoint.patience)
         now = time.monotonic()
         search = self._search_at if self.directory.fileno() < 0 else None
-        naps += [max(0.0, due - now) for due in (self.desk.next_tick(), self._sync_at, search) if due is not None]
+        dues = [self.desk.next_tick(), self._sync_at, search, *(link.deaf_until for link in self._deaf(now))]
+        naps += [max(0.0, due - now) for due in dues if due is not None]
         return min(naps)
 
     def _wait(self, lifeline: int | None, nap: float) -> bool:
@@ -183,17 +199,23 @@ class Service:
         poller = select.poll()
         fds = [self._listener.fileno(), *self._callers]
         fds += [fd for fd in (lifeline, self.directory.fileno()) if fd is not None and fd >= 0]
-        if nap:
-            fds += [link.endpoint.fileno() for link in self.links.by_domain.values()]
-        for fd in fds:
+        deaf = self._deaf(time.monotonic())
+        links = {link.endpoint.fileno(): link for link in self.links.by_domain.values() if nap and link not in deaf}
+        for fd in (*fds, *links):
             poller.register(fd, select.POLLIN)
         ready = [fd for fd, _ in poller.poll(nap * 1000)]
+        for fd in ready:
+            if fd in links:
+                links[fd].rung(time.monotonic())
+            elif fd in self._callers:
+                self._answer(self._callers[fd])
         if self._listener.fileno() in ready:
             self._accept()
-        for fd in ready:
-            if fd in self._callers:
-                self._answer(self._callers[fd])
         return lifeline in ready
+
+    def _deaf(self, now: float) -> list[Link]:
+        """Links whose doorbells are not listened to at the moment."""
+        return [link for link in self.links.by_domain.values() if link.deaf_until > now]
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):

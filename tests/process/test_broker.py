@@ -8,9 +8,11 @@ import secrets
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from broker_support import MIB, Bench, bench, copy, drive, join_domain
@@ -18,6 +20,7 @@ from region_support import DEADLINE, descriptors, running, until
 
 from host.broker import CHANNEL, MEMBER
 from host.errors import RegionError, ServerError
+from host.ivshmem.client import join
 from host.region import RegionSpec
 from idc.endpoint import Completion, Quotas, Resources, Result, State
 from idc.endpoint.blocking import Caller
@@ -129,20 +132,15 @@ def test_an_owner_that_lies_gets_nobodys_pages_touched(what: str, words: str) ->
         target, reference = back.allocate("middle-back", b"\x11" * PAGE)
         other = middle.regions["middle-back"]
         (foreign,) = front.regions["front-middle"].header.parts_of(1)
-        change: dict[str, object] = {
+        changes: dict[str, dict[str, Any]] = {
             "region of others": {"region": other.header.uuid, "offset": other.header.parts[0].offset},
             "part of another": {"offset": foreign.offset},
             "header page": {"offset": 0},
             "beyond the region": {"offset": (1 << 64) - PAGE},
-            "no region": {"region": back.control.identity.domain},  # type: ignore[union-attr]
+            "no region": {"region": uuid4()},
             "shorter": {"length": PAGE - 1},
-        }[what]  # type: ignore[assignment]
-        if what == "no region":
-            change = {"region": secrets.token_bytes(16)}
-            from uuid import uuid4
-
-            change = {"region": uuid4()}
-        front.exports.lie = lambda truth: dataclasses.replace(truth, **change)  # type: ignore[arg-type]
+        }
+        front.exports.lie = lambda truth: dataclasses.replace(truth, **changes[what])
         refused(copy([front, back], back, source, reference, 10), Refusal.FAILED, words)
         refused(copy([front, back], front, reference, source, 10), Refusal.FAILED, words)
         assert back.content("middle-back", target) == b"\x11" * PAGE
@@ -222,6 +220,33 @@ def test_who_breaks_the_rules_of_the_link_loses_it_and_nobody_else() -> None:
             rogue.connect(DEADLINE)
             assert rogue.endpoint.connections >= connections
         assert "Traceback" not in (here.service.log.parent / "broker.log").read_text()
+
+
+def test_a_doorbell_that_never_stops_is_not_listened_to() -> None:
+    with bench() as here, ExitStack() as held:
+        front, back = everybody = here.party("front", "back")
+        _, source = front.allocate("front-middle", bytes(PAGE))
+        _, reference = back.allocate("middle-back", bytes(PAGE))
+        control = here.service.control("rogue")
+        region = held.enter_context(join(control.socket("rogue")))
+        (channel,) = region.header.channels
+        bell = region.bell(1, channel.data_vector)
+        held.callback(bell.close)
+        going = True
+
+        def storm() -> None:
+            while going:
+                bell.ring()
+
+        with ThreadPoolExecutor(1) as pool:
+            ringing = pool.submit(storm)
+            try:
+                until("it is not listened to", lambda: here.service.broker_status()["deafened"]["rogue"] > 2)
+                ok(copy(everybody, back, source, reference, PAGE), PAGE)
+                assert here.service.broker_status()["deafened"]["back"] == 0
+            finally:
+                going = False
+            ringing.result()
 
 
 def test_an_owner_killed_in_the_middle_and_back_again() -> None:
@@ -336,6 +361,9 @@ def test_copies_need_no_region_server_and_the_next_one_is_found() -> None:
         front, back = everybody = here.party("front", "back")
         _, source = front.allocate("front-middle", bytes(PAGE))
         _, reference = back.allocate("middle-back", bytes(PAGE))
+        ok(copy(everybody, back, source, reference, PAGE), PAGE)
+        os.kill(here.service.server_pid, signal.SIGSTOP)
+        back.control.endpoint.disconnect()
         ok(copy(everybody, back, source, reference, PAGE), PAGE)
         os.kill(here.service.server_pid, signal.SIGKILL)
         ok(copy(everybody, back, source, reference, PAGE), PAGE)
