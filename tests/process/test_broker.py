@@ -312,6 +312,7 @@ def test_the_broker_killed_in_the_middle_of_a_copy_comes_back_with_no_state() ->
             here.service.broker_status()
         here.service.restart_broker()
         assert here.service.broker_pid != before
+        drive(everybody, lambda: {"front", "back"} <= set(here.service.broker_status()["domains"]))
         ok(copy(everybody, back, source, reference, length), length)
         assert back.content("middle-back", target) == content
         assert here.service.members("control-back") == {"back": (1, True), MEMBER: (2, True)}
@@ -368,6 +369,7 @@ def test_copies_need_no_region_server_and_the_next_one_is_found() -> None:
         os.kill(here.service.server_pid, signal.SIGKILL)
         ok(copy(everybody, back, source, reference, PAGE), PAGE)
         here.service.restart()
+        drive(everybody, lambda: {"front", "back"} <= set(here.service.broker_status()["domains"]))
         fresh = here.service.create(RegionSpec("late-back", MIB, {"late": Rights.RW, "back": Rights.RW}))
         late = join_domain(here.service, "late", here.service.control("late"), [fresh], held)
         _, new = late.allocate("late-back", bytes(PAGE))
