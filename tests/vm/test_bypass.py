@@ -1,6 +1,8 @@
 """A stack of three drivers in three VMs: the bytes bypass the middle VM, each copied once. The program is the one that
 tests/process runs in three processes."""
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +25,7 @@ def bed() -> Iterator[Testbed]:
 
 
 def stack(bed: Testbed, specs: list[RegionSpec], route: str) -> dict[str, dict[str, Any]]:
-    regions = [bed.region(spec) for spec in specs]
+    regions = [bed.regions.get(spec.name) or bed.region(spec) for spec in specs]
     running = []
     for role in ROLES:
         places = " ".join(f"{channel}=ivshmem:{region.name}/{channel}" for region in regions
@@ -57,6 +59,15 @@ def test_the_broker_copies_each_byte_once_between_vms_that_share_no_region(bed: 
     assert found["back"]["copied"] == 2 * BYTES
     assert found["front"]["copied"] == found["middle"]["copied"] == 0
     assert sum(count["refused"] for count in found.values()) == 0
+
+
+def test_the_broker_killed_and_back_copies_as_before(bed: Testbed) -> None:
+    assert bed.service is not None
+    os.kill(bed.service.broker_pid, signal.SIGKILL)
+    bed.service.restart_broker()
+    stack(bed, links(), "host")
+    assert counts(bed)["back"]["copied"] == 2 * BYTES
+    assert bed.service.members("control-back")["back"] == (1, True)
 
 
 def test_the_back_end_copies_each_byte_once_on_a_bus(bed: Testbed) -> None:
