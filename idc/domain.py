@@ -177,8 +177,14 @@ class Domain:
         return self.endpoint(service, _Server(handler))
 
     def connect(self, service: Service, remote: Remote | None = None) -> Caller:
-        """The blocking face for the service; its first call waits for the connection."""
-        return Caller(open_port(self.place(service)), service.resources(remote), name=service.name)
+        """The blocking face for the service; its first call waits for the connection.
+
+        After `share` it has remote buffers, and drives the control link whenever it waits.
+        """
+        shared = remote is None and self._exports is not None
+        resources = self.resources(service) if shared else service.resources(remote)
+        beside = [] if self._control is None else [self._control.endpoint]
+        return Caller(self._open(service), resources, name=service.name, beside=beside)
 
     def stream(self, service: Service) -> Stream:
         """The socket-like face for the service."""
@@ -203,3 +209,11 @@ class Domain:
     def stop(self) -> None:
         """Make `run` return; for a handler."""
         self._stopped = True
+
+    def close(self) -> None:
+        """Destroy its endpoints, whatever their clients have not completed, and the control link. Idempotent."""
+        for endpoint in self._endpoints:
+            endpoint.abandon()
+        self._endpoints.clear()
+        if self._control is not None:
+            self._control.close()
