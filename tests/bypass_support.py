@@ -6,39 +6,31 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from host.region import RegionSpec
-from idc.layout import ChannelSpec, Kind, Rights
+from testbed.topology import Topology, load, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from host.region import Region
+    from host.region import Region, RegionSpec
 
 STACK = Path(__file__).parent / "bypass" / "stack.py"
+TOPOLOGY = STACK.with_suffix(".toml")
+LINKS = ("upper", "lower")
+BUS = ("bus",)
 ROLES = ("front", "middle", "back")
-MIB = 1 << 20
 #: Bytes that the front end writes and then reads again, see the program.
-BYTES = 4 * MIB
-DEVICE = 12 * MIB
-_RING, _SLOT = 128 * 512, 512
+BYTES = 4 << 20
 
 
-def links() -> list[RegionSpec]:
-    """A region of its own for each pair; front and back share none."""
-    return [
-        RegionSpec("upper", 16 * MIB, {"front": Rights.RW, "middle": Rights.RW},
-                   [ChannelSpec("upper", Kind.MESSAGE, "front", "middle", _RING, _SLOT)], parts={"front": 8 * MIB}),
-        RegionSpec("lower", 16 * MIB, {"middle": Rights.RW, "back": Rights.RW},
-                   [ChannelSpec("lower", Kind.MESSAGE, "middle", "back", _RING, _SLOT)], parts={"back": DEVICE}),
-    ]
+def topology() -> Topology:
+    """VMs, regions and broker."""
+    return resolve(load(TOPOLOGY))
 
 
-def bus() -> list[RegionSpec]:
-    """One region for all three."""
-    channels = [ChannelSpec("upper", Kind.MESSAGE, "front", "middle", _RING, _SLOT),
-                ChannelSpec("lower", Kind.MESSAGE, "middle", "back", _RING, _SLOT)]
-    return [RegionSpec("bus", 32 * MIB, dict.fromkeys(ROLES, Rights.RW), channels,
-                       parts={"front": 8 * MIB, "back": DEVICE})]
+def specs(*names: str) -> list[RegionSpec]:
+    """Regions of the topology, for host processes."""
+    regions = topology().regions
+    return [regions[name].spec(name) for name in names]
 
 
 def channels_of(region: Region, member: str) -> list[str]:

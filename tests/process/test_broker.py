@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from host.broker import CHANNEL, MEMBER
 from host.errors import RegionError, ServerError
 from host.ivshmem.client import join
 from host.region import RegionSpec
+from idc.channel import MessageChannel
 from idc.endpoint import Completion, Quotas, Resources, Result, State
 from idc.endpoint.blocking import Caller
 from idc.errors import TransactionError
@@ -219,6 +221,32 @@ def test_who_breaks_the_rules_of_the_link_loses_it_and_nobody_else() -> None:
             ok(copy([front, back], back, source, reference, 10), 10)
             rogue.connect(DEADLINE)
             assert rogue.endpoint.connections >= connections
+        assert "Traceback" not in (here.service.log.parent / "broker.log").read_text()
+
+
+def test_rubbish_all_over_a_control_region_harms_nobody_else() -> None:
+    with bench() as here, ExitStack() as held:
+        front, back = everybody = here.party("front", "back")
+        _, source = front.allocate("front-middle", bytes(PAGE))
+        _, reference = back.allocate("middle-back", bytes(PAGE))
+        control = here.service.control("rogue")
+        region = held.enter_context(join(control.socket("rogue")))
+        (entry,) = region.header.channels
+        rubbish = random.Random(7)
+        for n in range(60):
+            with MessageChannel.begin(region, CHANNEL) as channel:
+                drive(everybody, channel.advance)
+                if n % 2:
+                    region.memory[entry.offset : entry.offset + entry.length] = rubbish.randbytes(entry.length)
+                else:  # frames of rubbish, in rings that are in order
+                    for _ in range(5):
+                        channel.sender.post(rubbish.randbytes(rubbish.randrange(1, 300)))
+                    channel.sender.flush()
+                page = region.memory[:PAGE]
+                region.memory[:PAGE] = rubbish.randbytes(16) * (PAGE // 16)  # and all that the header page says
+                ok(copy(everybody, back, source, reference, PAGE), PAGE)
+                region.memory[:PAGE] = page
+        assert set(here.service.broker_status()["domains"]) >= {"front", "middle", "back"}
         assert "Traceback" not in (here.service.log.parent / "broker.log").read_text()
 
 

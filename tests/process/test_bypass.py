@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from bypass_support import BYTES, ROLES, STACK, bus, channels_of, links, verify
+from bypass_support import BUS, BYTES, LINKS, ROLES, STACK, channels_of, specs, verify
 from region_support import running
 
 from host.broker import CHANNEL
@@ -15,13 +15,13 @@ from idc.domain import VARIABLE
 from idc.remote.control import VARIABLE as CONTROL
 
 if TYPE_CHECKING:
-    from host.region import Region, RegionService, RegionSpec
+    from host.region import Region, RegionService
 
 LIMIT = 60.0
 
 
-def stack(service: RegionService, specs: list[RegionSpec], route: str, *, broker: bool) -> None:
-    regions = [service.create(spec) for spec in specs]
+def stack(service: RegionService, names: tuple[str, ...], route: str, *, broker: bool) -> None:
+    regions = [service.create(spec) for spec in specs(*names)]
     controls = {role: service.control(role) for role in ROLES} if broker else {}
     processes = []
     try:
@@ -52,7 +52,7 @@ def places(regions: list[Region], role: str) -> list[str]:
 def test_the_broker_copies_each_byte_once_between_links_of_their_own() -> None:
     with running() as service:
         service.start_broker()
-        stack(service, links(), "host", broker=True)
+        stack(service, LINKS, "host", broker=True)
         counts = service.broker_status()["counts"]
         assert counts["back"]["copied"] == 2 * BYTES
         assert counts["back"]["pieces"] == 2 * BYTES >> 20
@@ -62,4 +62,4 @@ def test_the_broker_copies_each_byte_once_between_links_of_their_own() -> None:
 
 def test_the_back_end_copies_each_byte_once_on_a_bus() -> None:
     with running() as service:
-        stack(service, bus(), "direct", broker=False)
+        stack(service, BUS, "direct", broker=False)

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bypass_support import BYTES, ROLES, STACK, bus, channels_of, links, verify
+from bypass_support import BUS, BYTES, LINKS, ROLES, STACK, channels_of, topology, verify
 
-from host.region import RegionSpec
 from idc.domain import VARIABLE
 from testbed.bed import Testbed
+from testbed.build import open_testbed
 
 LIMIT = 120.0
 
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Testbed]:
-    with Testbed(keep="never", broker=True) as bed:
-        for vm in bed.boot(*ROLES):
+    with open_testbed(topology()) as bed:
+        for vm in bed.vms.values():
             vm.copy_to(STACK, "/tmp/stack.py")
         yield bed
 
 
-def stack(bed: Testbed, specs: list[RegionSpec], route: str) -> dict[str, dict[str, Any]]:
-    regions = [bed.regions.get(spec.name) or bed.region(spec) for spec in specs]
+def stack(bed: Testbed, names: tuple[str, ...], route: str) -> dict[str, dict[str, Any]]:
+    regions = [bed.regions[name] for name in names]
     running = []
     for role in ROLES:
         places = " ".join(f"{channel}=ivshmem:{region.name}/{channel}" for region in regions
@@ -54,7 +54,7 @@ def test_every_vm_has_its_control_link(bed: Testbed) -> None:
 
 
 def test_the_broker_copies_each_byte_once_between_vms_that_share_no_region(bed: Testbed) -> None:
-    stack(bed, links(), "host")
+    stack(bed, LINKS, "host")
     found = counts(bed)
     assert found["back"]["copied"] == 2 * BYTES
     assert found["front"]["copied"] == found["middle"]["copied"] == 0
@@ -65,12 +65,12 @@ def test_the_broker_killed_and_back_copies_as_before(bed: Testbed) -> None:
     assert bed.service is not None
     os.kill(bed.service.broker_pid, signal.SIGKILL)
     bed.service.restart_broker()
-    stack(bed, links(), "host")
+    stack(bed, LINKS, "host")
     assert counts(bed)["back"]["copied"] == 2 * BYTES
     assert bed.service.members("control-back")["back"] == (1, True)
 
 
 def test_the_back_end_copies_each_byte_once_on_a_bus(bed: Testbed) -> None:
     before = counts(bed)["back"]["copied"]
-    stack(bed, bus(), "direct")
+    stack(bed, BUS, "direct")
     assert counts(bed)["back"]["copied"] == before
