@@ -135,6 +135,47 @@ def test_askers_take_turns_by_pieces() -> None:
         PAGE * n for n in (1, 2, 3, 4)]
 
 
+def test_a_turn_is_an_askers_and_not_a_requests() -> None:
+    here = scene(piece=PAGE)
+    for slot in (1, 2, 3):
+        here.copy("front", ref("front"), ref("middle", slot=slot), 2 * PAGE)
+    here.copy("back", ref("back"), ref("middle"), 3 * PAGE)
+    here.world.answer()
+    here.finish()
+    order = ["front" if source.region == REGIONS["front"].uuid else "back" for source, _ in here.world.copies]
+    assert order == ["front", "back"] * 3 + ["front"] * 3
+    counts = here.desk.counts
+    assert (counts["front"].requests, counts["front"].pieces, counts["front"].copied) == (3, 6, 6 * PAGE)
+    assert (counts["back"].requests, counts["back"].pieces, counts["back"].refused) == (1, 3, 0)
+
+
+def test_an_owner_is_asked_in_the_order_of_the_requests() -> None:
+    here = scene()
+    here.world.room = 1
+    for slot in (1, 2, 3):
+        here.copy("back", ref("front", slot=slot), ref("front", slot=slot), 0)
+    asked = []
+    for _ in range(6):
+        asked += [parse(raw).slot for _, raw, _, _ in here.world.questions]
+        here.world.answer()
+    assert asked == []  # neither is the asker's own
+    for slot in (1, 2, 3):
+        here.copy("back", ref("front", slot=slot), ref("back"), 0)
+    for _ in range(6):
+        asked += [parse(raw).slot for name, raw, _, _ in here.world.questions if name == "front"]
+        here.world.answer()
+        here.desk.tick(0.0)
+    assert asked == [1, 2, 3]
+
+
+def test_an_owner_copy_costs_the_asker_none_of_its_refusals() -> None:
+    here = scene(refusals=2)
+    for n in range(5):
+        here.copy("back", ref("front", slot=n), ref("back"))
+        here.world.answer(lambda raw: truth(raw) if parse(raw).owner == DOMAINS["back"].uuid else OwnerCopy(""))
+    assert [code for _, code in here.codes] == [Refusal.NO_ROUTE] * 5
+
+
 def test_nothing_is_copied_of_what_is_refused() -> None:
     here = scene()
     here.copy("back", ref("front"), ref("middle"), tag="not yours")
@@ -259,6 +300,7 @@ def test_an_asker_that_dies_takes_its_requests_with_it() -> None:
     revoked: list[bool] = []
     here.desk.revoke(DOMAINS["back"].uuid, 9, lambda: revoked.append(True))
     here.desk.leave(DOMAINS["back"].uuid)
+    here.desk.leave(DOMAINS["back"].uuid)
     assert not here.desk.work()
     assert here.desk.jobs == 0
     assert here.codes == [("", Refusal.FAILED)]  # to whoever held the transaction: a connection ends with none open
@@ -272,10 +314,14 @@ def test_a_dropped_region_ends_its_copies_and_leases() -> None:
     here.copy("back", ref("front"), ref("back"), 2 * PAGE)
     here.world.answer()
     here.desk.work()
-    here.desk.regions_changed({REGIONS["back"].uuid: REGIONS["back"]})
+    here.copy("back", ref("middle"), ref("back"), PAGE, "other")
+    here.world.answer()
+    here.desk.regions_changed({uuid: region for uuid, region in BY_UUID.items() if region.name != "front"})
     assert here.codes == [("", Refusal.FAILED)]
     assert here.world.released == [("front", 1)]
-    assert here.desk.leases == 1
+    assert here.desk.leases == 2
+    here.finish()
+    assert here.codes[-1] == ("other", 0)
 
 
 def test_memory_that_cannot_be_had_is_told() -> None:
