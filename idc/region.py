@@ -42,6 +42,7 @@ class Region:
         events: own eventfds.
         bell: makes the doorbell for (peer id, vector).
         release: called once by `close`, after the mapping is gone, to give back what stands behind it.
+        header: where it is known from who made the region; by default the page is parsed.
 
     Raises:
         LayoutError: the header page is not valid, speaks a protocol that this library does not, or names vectors that
@@ -49,9 +50,9 @@ class Region:
     """
 
     def __init__(self, memory: mmap.mmap, member: int | None, events: Sequence[int], bell: BellMaker,
-                 release: Callable[[], None]) -> None:
+                 release: Callable[[], None], header: RegionHeader | None = None) -> None:
         self.memory = memory
-        self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory))
+        self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory)) if header is None else header
         if not self.header.protocol_min <= PROTOCOL <= self.header.protocol_max:
             raise LayoutError(f"region {self.header.name!r} speaks protocol {self.header.protocol_min} to "
                               f"{self.header.protocol_max}, this library speaks {PROTOCOL}")

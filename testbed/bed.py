@@ -222,6 +222,10 @@ class Testbed:
         vm.agent.environment[CONTROL] = address
         return address
 
+    def broker_status(self) -> dict[str, Any] | None:
+        """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""
+        return None if self._broker is None or self._service is None else self._service.broker_status()
+
     def _started(self) -> RegionService:
         """The region service, with the broker if there is to be one."""
         if self._service is None:

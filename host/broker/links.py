@@ -38,6 +38,8 @@ RETRY: Final = 0.2
 #: Doorbells in a row behind which there was nothing, before a link is not listened to for DEAF seconds.
 IDLE_RINGS: Final = 64
 DEAF: Final = 0.01
+#: Seconds between two lines about why one link ended.
+LOG_EVERY: Final = 1.0
 #: Seconds for the greeting of the region server.
 JOIN_TIMEOUT: Final = 2.0
 
@@ -77,9 +79,10 @@ class Link(Client):
         self.deaf_until = 0.0
         self.deafened = 0
         self._idle_rings = 0
+        self._log_after = 0.0
         self._desk = desk
         self._incarnation = incarnation
-        region = join(socket, timeout=JOIN_TIMEOUT)
+        region = join(socket, timeout=JOIN_TIMEOUT, header=header)
         try:
             port = SharedPort(region, CHANNEL)
         except BaseException:
@@ -123,7 +126,10 @@ class Link(Client):
 
     def disconnect(self, endpoint: Endpoint, done: Callable[[], None]) -> None:
         """Whatever it asked for or owned is given up."""
-        log.info("domain %s: %s", self.domain.name, endpoint.reason)
+        now = time.monotonic()
+        if now >= self._log_after:  # a domain that connects and disconnects without end must not fill the disk
+            self._log_after = now + LOG_EVERY
+            log.info("domain %s: %s", self.domain.name, endpoint.reason)
         self._desk.leave(self.domain.uuid)
         done()
 
@@ -178,7 +184,7 @@ class Link(Client):
         try:
             self.endpoint.submit_message(frames.release(lease))
         except IdcError as error:
-            log.info("domain %s: %s", self.domain.name, error)
+            log.debug("domain %s: %s", self.domain.name, error)
 
 
 class Links:

@@ -27,7 +27,7 @@ from idc.channel import MessageChannel
 from idc.endpoint import Completion, Quotas, Resources, Result, State
 from idc.endpoint.blocking import Caller
 from idc.errors import TransactionError
-from idc.layout import PAGE, Rights
+from idc.layout import PAGE, Rights, pack_header, parse_header
 from idc.remote.controlframes import CopyRequest, parse_copied
 from idc.remote.controlframes import copy as copy_frame
 from idc.remote.reference import REFERENCE_BYTES, Access
@@ -248,6 +248,23 @@ def test_rubbish_all_over_a_control_region_harms_nobody_else() -> None:
                 region.memory[:PAGE] = page
         assert set(here.service.broker_status()["domains"]) >= {"front", "middle", "back"}
         assert "Traceback" not in (here.service.log.parent / "broker.log").read_text()
+
+
+def test_a_header_page_written_over_holds_up_no_broker_that_starts() -> None:
+    with bench() as here, ExitStack() as held:
+        front, back = everybody = here.party("front", "back")
+        _, source = front.allocate("front-middle", bytes(PAGE))
+        _, reference = back.allocate("middle-back", bytes(PAGE))
+        control = here.service.control("rogue")
+        region = held.enter_context(join(control.socket("rogue")))
+        until("its link is joined", lambda: here.service.members(control.name)[MEMBER] == (1, True))
+        header = parse_header(region.memory[:PAGE])
+        region.memory[:PAGE] = pack_header(dataclasses.replace(header, vectors=256))  # which nobody will ever get
+        here.service.restart_broker()
+        assert here.service.members(control.name)[MEMBER] == (2, True)  # it was ready: all links were joined by then
+        drive(everybody, lambda: {"front", "back"} <= set(here.service.broker_status()["domains"]))
+        ok(copy(everybody, back, source, reference, PAGE), PAGE)
+        assert "cannot be joined" not in (here.service.log.parent / "broker.log").read_text()
 
 
 def test_a_doorbell_that_never_stops_is_not_listened_to() -> None:

@@ -40,8 +40,9 @@ def stack(bed: Testbed, names: tuple[str, ...], route: str) -> dict[str, dict[st
 
 
 def counts(bed: Testbed) -> dict[str, dict[str, int]]:
-    assert bed.service is not None
-    found: dict[str, dict[str, int]] = bed.service.broker_status()["counts"]
+    status = bed.broker_status()
+    assert status is not None
+    found: dict[str, dict[str, int]] = status["counts"]
     return found
 
 
