@@ -86,6 +86,21 @@ class Counts:
 
 
 @dataclass(slots=True)
+class _Meter:
+    """What is known of a domain from one connection to the next: to connect again must gain it nothing.
+
+    Attributes:
+        counts: see there.
+        tokens: refusals that it has left, see `Limits.refusals`.
+        refilled: when that was worked out.
+    """
+
+    counts: Counts
+    tokens: float
+    refilled: float
+
+
+@dataclass(slots=True)
 class _Held:
     """A lease and how many jobs rely on it."""
 
@@ -134,9 +149,7 @@ class _Seat:
     """A connected domain: as an asker its queue, as an owner its leases."""
 
     domain: Domain
-    counts: Counts
-    tokens: float
-    refilled: float
+    meter: _Meter
     queue: deque[_Job] = field(default_factory=deque)
     jobs: set[_Job] = field(default_factory=set)
     leases: OrderedDict[Key, _Held] = field(default_factory=OrderedDict)
@@ -145,7 +158,7 @@ class _Seat:
     revoking: list[tuple[list[_Held], Callable[[], None]]] = field(default_factory=list)
 
 
-#: Counts of domains that are gone which are kept, the latest.
+#: Domains that are gone whose meters are kept, the latest.
 _REMEMBERED: Final = 256
 
 
@@ -163,17 +176,19 @@ class Desk:
         self._outside = outside
         self._seats: dict[UUID, _Seat] = {}
         self._turns: deque[_Seat] = deque()
-        self._counts: OrderedDict[str, Counts] = OrderedDict()
+        self._meters: OrderedDict[UUID, _Meter] = OrderedDict()
+        self._names: dict[UUID, str] = {}
 
     # -- domains and regions
 
     def arrive(self, domain: Domain, now: float) -> None:
         """A domain's control link is connected; `leave` was called for the connection before."""
-        counts = self._counts.setdefault(domain.name, Counts())
-        self._counts.move_to_end(domain.name)
-        while len(self._counts) > max(_REMEMBERED, len(self._seats) + 1):
-            self._counts.popitem(last=False)
-        self._seats[domain.uuid] = _Seat(domain, counts, self.limits.refusals, now)
+        meter = self._meters.setdefault(domain.uuid, _Meter(Counts(), self.limits.refusals, now))
+        self._meters.move_to_end(domain.uuid)
+        self._names[domain.uuid] = domain.name
+        while len(self._meters) > max(_REMEMBERED, len(self._seats) + 1):
+            del self._names[self._meters.popitem(last=False)[0]]
+        self._seats[domain.uuid] = _Seat(domain, meter)
 
     def leave(self, uuid: UUID) -> None:
         """Its control link is lost: what it asked for is given up, what others ask of it is refused or interrupted."""
@@ -213,7 +228,7 @@ class Desk:
     @property
     def counts(self) -> dict[str, Counts]:
         """By domain's name, of those that are here or were lately."""
-        return dict(self._counts)
+        return {self._names[uuid]: meter.counts for uuid, meter in self._meters.items()}
 
     @property
     def leases(self) -> int:
@@ -225,17 +240,12 @@ class Desk:
         """Requests that are not answered."""
         return sum(len(seat.jobs) for seat in self._seats.values())
 
-    @property
-    def busy(self) -> bool:
-        """Whether there is something to copy."""
-        return bool(self._turns)
-
     # -- requests
 
     def copy(self, uuid: UUID, parameters: bytes, answer: Answer, now: float) -> None:
         """COPY came by the control link of that domain; `answer` is called once, unless the link is lost before."""
         seat = self._seats[uuid]
-        seat.counts.requests += 1
+        seat.meter.counts.requests += 1
         try:
             asked = frames.parse_copy(parameters)
             source, target = checks.request(seat.domain, asked, self.domains)
@@ -278,7 +288,7 @@ class Desk:
             for job in tuple(seat.jobs):
                 if now >= job.deadline and any(side.held is None for side in job.sides):
                     silent = next(side for side in job.sides if side.held is None).claim.owner
-                    self._seats[silent.uuid].counts.timeouts += 1
+                    self._seats[silent.uuid].meter.counts.timeouts += 1
                     self._finish(job, Refusal.BUSY, f"{silent.name} did not answer within {self.limits.patience:g} s")
 
     def next_tick(self) -> float | None:
@@ -304,8 +314,8 @@ class Desk:
             self._finish(job, denied.refusal, str(denied))
         else:
             job.done += count
-            seat.counts.pieces += 1
-            seat.counts.copied += count
+            seat.meter.counts.pieces += 1
+            seat.meter.counts.copied += count
             if job.done == source.length:
                 self._finish(job, 0, "")
         if seat.queue:
@@ -342,7 +352,7 @@ class Desk:
                 question.sent = False
                 owner.unsent.appendleft(question)
                 return
-            owner.counts.asked += 1
+            owner.meter.counts.asked += 1
 
     def _answered(self, owner: _Seat, question: _Question, answer: Resolution | None) -> None:
         if answer is None or self._seats.get(owner.domain.uuid) is not owner:
@@ -356,7 +366,7 @@ class Desk:
                 self._outside.release(owner.domain, answer.lease)
             for job, _ in tuple(waiting):
                 if not isinstance(answer, OwnerCopy):
-                    job.asker.tokens -= 1
+                    job.asker.meter.tokens -= 1
                 self._finish(job, denied.refusal, str(denied))
         else:
             held = owner.leases[claim.key] = _Held(lease)
@@ -368,9 +378,10 @@ class Desk:
 
     def _may_ask(self, asker: _Seat, now: float) -> bool:
         rate = self.limits.refusals
-        asker.tokens = min(rate, asker.tokens + (now - asker.refilled) * rate)
-        asker.refilled = now
-        return asker.tokens >= 1
+        meter = asker.meter
+        meter.tokens = min(rate, meter.tokens + (now - meter.refilled) * rate)
+        meter.refilled = now
+        return meter.tokens >= 1
 
     def _trim(self, owner: _Seat) -> None:
         """Give back the leases that were used longest ago, as far as nothing uses them now."""
@@ -451,5 +462,5 @@ class Desk:
             done()
 
     def _refuse(self, seat: _Seat, answer: Answer, refusal: Refusal, reason: str) -> None:
-        seat.counts.refused += 1
+        seat.meter.counts.refused += 1
         answer(int(refusal), frames.reason(reason))

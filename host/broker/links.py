@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from idc.remote.resolution import Resolution
 
 #: Seconds until a control region is joined again that could not be joined, or whose link failed.
-RETRY: Final = 0.2
+RETRY: Final = 1.0
 #: Doorbells in a row behind which there was nothing, before a link is not listened to for DEAF seconds.
 IDLE_RINGS: Final = 64
 DEAF: Final = 0.01
 #: Seconds between two lines about why one link ended.
 LOG_EVERY: Final = 1.0
 #: Seconds for the greeting of the region server.
-JOIN_TIMEOUT: Final = 2.0
+JOIN_TIMEOUT: Final = 1.0
 
 log = logging.getLogger("host.broker")
 

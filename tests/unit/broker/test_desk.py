@@ -340,7 +340,12 @@ def test_who_names_refused_references_too_fast_is_slowed_down_alone() -> None:
         here.world.answer(lambda raw: truth(raw) if parse(raw).owner == DOMAINS["back"].uuid
                           else Refused(Refusal.FORGED, "no"))
     assert [code for _, code in here.codes] == [Refusal.FORGED] * 4 + [Refusal.BUSY] * 6
+    assert here.desk.counts["back"].refused == 10
     assert here.desk.counts["front"].asked == 4
+    here.desk.leave(DOMAINS["back"].uuid)
+    here.desk.arrive(DOMAINS["back"], 0.0)
+    here.copy("back", ref("front"), ref("back"), tag="to connect again is no way out")
+    assert here.codes[-1] == ("to connect again is no way out", Refusal.BUSY)
     here.copy("middle", ref("middle"), ref("front"), tag="other")
     here.world.answer()
     here.finish()
@@ -434,4 +439,4 @@ def test_every_request_is_answered_once_whatever_happens(script: list[tuple[str,
     assert len(here.answers) == asked
     assert revoked[0] == revokes
     assert here.desk.jobs == 0
-    assert not here.desk.busy
+    assert not here.desk.work()
