@@ -106,7 +106,6 @@ class _Held:
 
     lease: Lease
     users: int = 0
-    revoked: bool = False
 
 
 @dataclass(slots=True)
@@ -257,9 +256,13 @@ class Desk:
             return
         job = _Job(seat, _Side(source), _Side(target), answer, now + self.limits.patience)
         seat.jobs.add(job)
-        for side in job.sides:
-            if not job.over:
+        for side, given in ((job.source, asked.source_lease), (job.target, asked.target_lease)):
+            if job.over:
+                break
+            if given is None:
                 self._resolve(job, side, now)
+            else:
+                self._take(job, side, given)
         self._start(job)
 
     def revoke(self, uuid: UUID, lease: int, done: Callable[[], None]) -> None:
@@ -268,13 +271,15 @@ class Desk:
         What has begun to be copied is finished first, what waits is refused.
         """
         seat = self._seats[uuid]
-        found = [key for key, held in seat.leases.items() if held.lease.lease == lease]
-        helds = [seat.leases.pop(key) for key in found]
-        for held in helds:
-            held.revoked = True
+        for key in [key for key, held in seat.leases.items() if held.lease.lease == lease]:
+            del seat.leases[key]
+        helds = []
         for other in tuple(self._seats.values()):
             for job in tuple(other.jobs):
-                if not job.done and any(side.held in helds for side in job.sides if side.held is not None):
+                used = [side.held for side in job.sides if side.held is not None and side.claim.owner.uuid == uuid
+                        and side.held.lease.lease == lease]
+                helds += used
+                if used and not job.done:
                     self._finish(job, Refusal.WITHDRAWN, f"{seat.domain.name} has revoked it")
         if any(held.users for held in helds):
             seat.revoking.append((helds, done))
@@ -342,6 +347,16 @@ class Desk:
             owner.unsent.append(question)
         question.waiting.append((job, side))
         self._send_unsent(owner)
+
+    def _take(self, job: _Job, side: _Side, given: Lease) -> None:
+        """The asker's lease on its own buffer: as good as its answer to RESOLVE, for this one copy."""
+        claim = side.claim
+        try:
+            if claim.owner.uuid != job.asker.domain.uuid:
+                raise Denied(Refusal.RIGHTS, f"a lease of the asker's on a buffer of {claim.owner.name}")
+            self._hold(side, _Held(checks.admit(claim.owner, claim.reference, claim.access, given, self.regions)))
+        except Denied as denied:
+            self._finish(job, denied.refusal, str(denied))
 
     def _send_unsent(self, owner: _Seat) -> None:
         while owner.unsent:

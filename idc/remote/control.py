@@ -16,18 +16,19 @@ import logging
 import struct
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Resources, Result
+from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Resources, Result, State
 from idc.errors import MisuseError, TimedOutError
 from idc.remote import controlframes as frames
 from idc.remote.controlframes import CopyRequest, Identity, Op
-from idc.remote.resolution import Refusal, Refused
+from idc.remote.reference import Access, parse
+from idc.remote.resolution import Lease, Refusal, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from idc.remote.reference import Access
     from idc.remote.resolution import Resolution
     from idc.transport.base import Port
 
@@ -108,18 +109,42 @@ class Control(Client):
         """See `idc.remote.broker.Broker`. Raises MisuseError for an offset or length that is no u64."""
         if self._copies >= frames.BROKER_ACCEPTS.requests - _REVOKES:
             return Result.BACK_PRESSURED
+        asked = CopyRequest(source, target, source_offset, target_offset, length)
+        lease: Lease | None = None
         try:
-            request = frames.copy(CopyRequest(source, target, source_offset, target_offset, length))
+            request = frames.copy(asked)
+            if (lease := self._own(source, Access.READ)) is not None:
+                request = frames.copy(replace(asked, source_lease=lease))
+            elif (lease := self._own(target, Access.WRITE)) is not None:
+                request = frames.copy(replace(asked, target_lease=lease))
         except struct.error as error:
             raise MisuseError(f"{length} bytes from {source_offset} to {target_offset}: {error}") from error
 
         def completed(completion: Completion) -> None:
             self._copies -= 1
+            if lease is not None:
+                self._given_back(lease.lease)
             done(_copied(completion))
 
         result = self.endpoint.submit_transaction(request, completed)
-        self._copies += result is Result.OK
+        if result is Result.OK:
+            self._copies += 1
+        elif lease is not None:
+            self._given_back(lease.lease)
         return result
+
+    def _own(self, reference: bytes, want: Access) -> Lease | None:
+        """A lease on a buffer of this domain's own, so that the broker need not ask for one; None if it has to."""
+        who = self.identity
+        if self._owner is None or who is None or self.endpoint.state is not State.CONNECTED:
+            return None
+        try:
+            if parse(reference).owner != who.domain:
+                return None
+        except MisuseError:
+            return None  # the broker will say what is wrong with it
+        answer = self._owner.resolve(reference, want, self)
+        return answer if isinstance(answer, Lease) else None
 
     # -- as a holder of leases
 

@@ -7,8 +7,9 @@ Little-endian; lengths and offsets in bytes. A first byte says which:
     2 RESOLVE   transaction, broker to owner: u8 2, u8 access wanted, 6 zero, reference.
                 Status: u8 1 lease or 2 owner copy, u8 access, 6 zero, u64 lease, 16s region uuid, u64 offset in the
                 region, u64 length.
-    3 COPY      transaction, domain to broker: u8 3, 7 zero, u64 offset in the source, u64 offset in the target,
-                u64 length, reference of the source, reference of the target. Status: u64 bytes copied.
+    3 COPY      transaction, domain to broker: u8 3, u8 which of the two comes with a lease of the asker's own (0 none,
+                1 source, 2 target), 6 zero, u64 offset in the source, u64 offset in the target, u64 length, reference
+                of the source, of the target, and that lease as in RESOLVE's status. Status: u64 bytes copied.
     4 REVOKE    transaction, owner to broker: u8 4, 7 zero, u64 lease. Answered when nothing uses it any more.
     5 RELEASE   message, broker to owner: u8 5, 7 zero, u64 lease. The broker has given it back.
 
@@ -32,10 +33,11 @@ from idc.remote.resolution import Lease, OwnerCopy, Refusal, Refused
 _IDENTITY: Final = struct.Struct("<BB6x16sQ")
 _RESOLVE: Final = struct.Struct("<BB6x")
 _ANSWER: Final = struct.Struct("<BB6xQ16sQQ")
-_COPY: Final = struct.Struct("<B7xQQQ")
+_COPY: Final = struct.Struct("<BB6xQQQ")
 _LEASE: Final = struct.Struct("<B7xQ")
 _COPIED: Final = struct.Struct("<Q")
 _LEASED, _OWNER_COPY = 1, 2
+_SOURCE, _TARGET = 1, 2
 
 #: What a domain accepts of its broker over the control link, and a broker of a domain.
 DOMAIN_ACCEPTS: Final = Quotas(requests=64, messages=64, parameter_bytes=256, status_bytes=256)
@@ -73,13 +75,22 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class CopyRequest:
-    """COPY; each offset is from where its reference begins."""
+    """COPY.
+
+    Attributes:
+        source, target: references.
+        source_offset, target_offset: from where each begins.
+        length: bytes.
+        source_lease, target_lease: of the asker on its own buffer, one at most: nobody has to be asked about that.
+    """
 
     source: bytes
     target: bytes
     source_offset: int
     target_offset: int
     length: int
+    source_lease: Lease | None = None
+    target_lease: Lease | None = None
 
 
 def identity(who: Identity) -> bytes:
@@ -95,8 +106,10 @@ def resolve(reference: bytes, access: Access) -> bytes:
 
 def copy(request: CopyRequest) -> bytes:
     """COPY. Raises struct.error for a number that is no u64."""
-    return (_COPY.pack(Op.COPY, request.source_offset, request.target_offset, request.length)
-            + request.source + request.target)
+    lease = request.source_lease or request.target_lease
+    which = 0 if lease is None else _SOURCE if request.source_lease else _TARGET
+    return (_COPY.pack(Op.COPY, which, request.source_offset, request.target_offset, request.length)
+            + request.source + request.target + (b"" if lease is None else answer(lease)))
 
 
 def revoke(lease: int) -> bytes:
@@ -152,11 +165,15 @@ def parse_resolve(body: bytes) -> tuple[bytes, Access]:
 
 def parse_copy(body: bytes) -> CopyRequest:
     """Raises ControlError."""
-    if len(body) != _COPY.size + 2 * REFERENCE_BYTES:
-        raise ControlError(f"COPY of {len(body)} bytes instead of {_COPY.size + 2 * REFERENCE_BYTES}")
-    _, source_offset, target_offset, length = _COPY.unpack_from(body)
-    middle = _COPY.size + REFERENCE_BYTES
-    return CopyRequest(body[_COPY.size:middle], body[middle:], source_offset, target_offset, length)
+    _, which, source_offset, target_offset, length = _head(_COPY, body, "COPY")
+    middle, end = _COPY.size + REFERENCE_BYTES, _COPY.size + 2 * REFERENCE_BYTES
+    if which > _TARGET or len(body) != end + (_ANSWER.size if which else 0):
+        raise ControlError(f"COPY of {len(body)} bytes with {which} for the side that comes with a lease")
+    lease = parse_answer(0, body[end:]) if which else None
+    if lease is not None and not isinstance(lease, Lease):
+        raise ControlError("COPY with something else where a lease is due")
+    return CopyRequest(body[_COPY.size:middle], body[middle:end], source_offset, target_offset, length,
+                       lease if which == _SOURCE else None, lease if which == _TARGET else None)
 
 
 def parse_lease(body: bytes) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.broker import checks
@@ -59,6 +60,7 @@ answers: st.SearchStrategy[Resolution] = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(owner=st.sampled_from(sorted(DOMAINS)), answer=answers, access=st.sampled_from([Access.READ, Access.WRITE]),
        claimed=words, same=st.booleans())
 def test_no_answer_leads_to_pages_that_are_not_the_owners(owner: str, answer: Resolution, access: Access,
@@ -134,6 +136,7 @@ def test_requests_that_are_refused_before_anybody_is_asked(source: Reference, ta
     assert denied.value.refusal is refusal
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
     try:
@@ -144,6 +147,7 @@ def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
         checks.request(DOMAINS["back"], asked, BY_UUID)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 65534))
 def test_any_bytes_are_an_answer_or_refused(status: bytes, error: int) -> None:
     try:
@@ -156,6 +160,7 @@ def test_any_bytes_are_an_answer_or_refused(status: bytes, error: int) -> None:
 spans = st.builds(Span, st.sampled_from(sorted(REGIONS)), st.integers(0, 30), st.integers(0, 30))
 
 
+@settings(deadline=None)
 @given(spans, spans)
 def test_source_and_target_have_no_byte_in_common(one: Span, other: Span) -> None:
     def bytes_of(span: Span) -> set[tuple[UUID, int]]:
@@ -176,8 +181,15 @@ def test_frames_come_back_as_they_went() -> None:
     assert frames.parse_resolve(frames.resolve(raw, Access.READ)) == (raw, Access.READ)
     asked = CopyRequest(raw, raw, 1, 2, 3)
     assert frames.parse_copy(frames.copy(asked)) == asked
-    assert frames.parse_lease(frames.revoke(7)) == frames.parse_lease(frames.release(7)) == 7
     lease = Lease(4, UUID(int=6), "", 5, 6, BOTH)
+    for leased in (dataclasses.replace(asked, source_lease=lease), dataclasses.replace(asked, target_lease=lease)):
+        assert frames.parse_copy(frames.copy(leased)) == leased
+        assert len(frames.copy(leased)) <= frames.BROKER_ACCEPTS.parameter_bytes
+    for body in (frames.copy(asked) + b"x", b"\x03\x01" + frames.copy(asked)[2:], b"\x03\x03" + frames.copy(leased)[2:],
+                 frames.copy(leased)[:-48] + frames.answer(OwnerCopy(""))):
+        with pytest.raises(frames.ControlError):
+            frames.parse_copy(body)
+    assert frames.parse_lease(frames.revoke(7)) == frames.parse_lease(frames.release(7)) == 7
     assert frames.parse_answer(0, frames.answer(lease)) == lease
     assert isinstance(frames.parse_answer(0, frames.answer(OwnerCopy("x"))), OwnerCopy)
     assert frames.parse_answer(2, b"no\x1b") == Refused(Refusal.FORGED, "no?")

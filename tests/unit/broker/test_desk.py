@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,8 +86,8 @@ class Scene:
     answers: list[tuple[str, int, bytes]] = field(default_factory=list)
 
     def copy(self, asker: str, source: bytes, target: bytes, length: int = 100, tag: str = "",
-             now: float = 0.0) -> None:
-        body = frames.copy(CopyRequest(source, target, 0, 0, length))
+             now: float = 0.0, source_lease: Lease | None = None, target_lease: Lease | None = None) -> None:
+        body = frames.copy(CopyRequest(source, target, 0, 0, length, source_lease, target_lease))
         self.desk.copy(DOMAINS[asker].uuid, body, lambda code, status: self.answers.append((tag, code, status)), now)
 
     def finish(self) -> None:
@@ -121,6 +122,51 @@ def test_both_owners_are_asked_once_and_leases_serve_again() -> None:
     assert here.answers == [(tag, 0, frames.copied(100)) for tag in ("one", "two", "three")]
     assert here.world.copies == [(Span(REGIONS["front"].uuid, PAGE, 100), Span(REGIONS["back"].uuid, PAGE, 100))] * 3
     assert (here.desk.leases, here.desk.jobs) == (2, 0)
+
+
+def test_a_lease_of_the_askers_own_comes_with_the_request() -> None:
+    here = scene()
+    here.copy("back", ref("front"), ref("back"), target_lease=truth(ref("back"), 5))
+    assert [name for name, *_ in here.world.questions] == ["front"]
+    here.world.answer()
+    here.finish()
+    assert here.codes == [("", 0)]
+    assert here.desk.leases == 1
+    assert here.world.copies == [(Span(REGIONS["front"].uuid, PAGE, 100), Span(REGIONS["back"].uuid, PAGE, 100))]
+
+
+@pytest.mark.parametrize(("which", "given", "refusal"), [
+    ("source", truth(ref("front")), Refusal.RIGHTS),  # not its own
+    ("target", truth(ref("front")), Refusal.FAILED),  # a region of which it is no member
+    ("target", Lease(1, REGIONS["back"].uuid, "", 0, 8 * PAGE, BOTH), Refusal.FAILED),  # not its part
+    ("target", Lease(1, REGIONS["back"].uuid, "", PAGE, 100, BOTH), Refusal.FAILED),  # another length
+    ("target", Lease(1, REGIONS["back"].uuid, "", PAGE, 8 * PAGE, Access.READ), Refusal.RIGHTS),
+])
+def test_a_lease_that_comes_with_the_request_is_checked_as_an_answer_is(which: str, given: Lease,
+                                                                      refusal: Refusal) -> None:
+    here = scene()
+    here.copy("back", ref("front"), ref("back"), source_lease=given if which == "source" else None,
+              target_lease=given if which == "target" else None)
+    here.world.answer()
+    here.finish()
+    assert here.codes == [("", refusal)]
+    assert here.world.copies == []
+
+
+def test_a_lease_that_came_with_a_request_can_be_revoked() -> None:
+    here = scene(piece=PAGE)
+    here.copy("back", ref("front"), ref("back"), 3 * PAGE, "begun", target_lease=truth(ref("back"), 5))
+    here.copy("back", ref("front"), ref("back"), PAGE, "waits", target_lease=truth(ref("back"), 5))
+    here.world.answer(lambda raw: truth(raw, 5))
+    here.desk.work()
+    revoked: list[bool] = []
+    here.desk.revoke(DOMAINS["back"].uuid, 5, lambda: revoked.append(True))
+    assert here.codes == [("waits", Refusal.WITHDRAWN)]
+    assert not revoked
+    assert here.desk.leases == 1  # number 5 of front is another
+    here.finish()
+    assert here.codes[-1] == ("begun", 0)
+    assert revoked == [True]
 
 
 def test_askers_take_turns_by_pieces() -> None:
@@ -389,7 +435,7 @@ steps = st.lists(st.one_of(
 ), max_size=60)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(steps)
 def test_every_request_is_answered_once_whatever_happens(script: list[tuple[str, ...]]) -> None:
     here = scene(piece=PAGE, leases=2, refusals=8)
@@ -397,7 +443,8 @@ def test_every_request_is_answered_once_whatever_happens(script: list[tuple[str,
     for what, *args in script:
         if what == "copy":
             asker, source, target, slot, length = args
-            here.copy(asker, ref(source, slot=int(slot)), ref(target, slot=3), int(length), now=now)
+            own = truth(ref(target, slot=3), 4) if int(length) % 2 else None
+            here.copy(asker, ref(source, slot=int(slot)), ref(target, slot=3), int(length), now=now, target_lease=own)
             asked += 1
         elif what == "answer":
             lies: list[Callable[[bytes], Resolution]] = [
