@@ -108,11 +108,6 @@ class Handshake:
         passing(Point.CLOSED)
 
     @property
-    def intact(self) -> bool:
-        """Whether this side's epoch is still what it wrote: else it was written over, and no peer can answer to it."""
-        return load_u64(self._memory, self._mine + layout.SIDE_EPOCH) == self.epoch
-
-    @property
     def peer_open(self) -> bool:
         """Whether the other side's state says open."""
         return load_u64(self._memory, self._theirs + layout.SIDE_STATE) == SideState.OPEN
@@ -216,11 +211,6 @@ class Channel(Generic[SenderT, ReceiverT]):
         channel._handshake.open()
         channel._ring_peer()
         return channel
-
-    @property
-    def intact(self) -> bool:
-        """Whether what this side announces is still what it wrote. If not, begin again: nobody can connect to this."""
-        return self._handshake.intact
 
     @property
     def peer_open(self) -> bool:
