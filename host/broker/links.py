@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 #: Seconds until a control region is joined again that could not be joined, or whose link failed.
 RETRY: Final = 1.0
-#: Doorbells in a row behind which there was nothing, before a link is not listened to for DEAF seconds.
-IDLE_RINGS: Final = 64
-DEAF: Final = 0.01
 #: Seconds between two lines about why one link ended.
 LOG_EVERY: Final = 1.0
 #: Seconds for the greeting of the region server.
@@ -65,10 +62,6 @@ class Link(Client):
         desk: where its requests go.
         incarnation: asks how often the domain has attached to that region.
 
-    Attributes:
-        deaf_until: until then its doorbell is not listened to, and it is looked at now and then.
-        deafened: how often that was so.
-
     Raises:
         HostError, IdcError, LayoutError: the region cannot be joined now.
     """
@@ -76,9 +69,6 @@ class Link(Client):
     def __init__(self, header: RegionHeader, name: str, socket: Path, desk: Desk,
                  incarnation: Callable[[Domain], int]) -> None:
         self.domain = Domain(header.uuid, name, 0)
-        self.deaf_until = 0.0
-        self.deafened = 0
-        self._idle_rings = 0
         self._log_after = 0.0
         self._desk = desk
         self._incarnation = incarnation
@@ -99,21 +89,6 @@ class Link(Client):
         except MisuseError:
             log.exception("domain %s: its control region stays mapped", self.domain.name)
         self._desk.leave(self.domain.uuid)
-
-    def pump(self) -> bool:
-        """Do what is due, without waiting. Whether anything was."""
-        busy = self.endpoint.pump(0.0)
-        if busy:
-            self._idle_rings = 0
-        return busy
-
-    def rung(self, now: float) -> None:
-        """Its doorbell woke the broker. Nobody mediates those: who rings for nothing is not listened to for a while."""
-        self._idle_rings += 1
-        if self._idle_rings > IDLE_RINGS:
-            self._idle_rings = 0
-            self.deafened += 1
-            self.deaf_until = now + DEAF
 
     # -- what the endpoint tells
 
@@ -225,7 +200,7 @@ class Links:
         busy = False
         for uuid, link in tuple(self.by_domain.items()):
             try:
-                busy |= link.pump()
+                busy |= link.endpoint.pump(0.0)
             except Exception:
                 # Whatever one domain made go wrong, the others must not feel it.
                 log.exception("domain %s: its control link failed", link.domain.name)

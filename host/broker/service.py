@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from host.broker.links import Link
     from idc.remote.reference import Access
     from idc.remote.resolution import Resolution
 
@@ -110,7 +109,7 @@ class Service:
             "counts": {name: dataclasses.asdict(counts) for name, counts in self.desk.counts.items()},
             "jobs": self.desk.jobs, "leases": self.desk.leases,
             "mapped": len(self.custody), "mapped_most": self.custody.most, "opened": self.custody.opened,
-            "deafened": {link.domain.name: link.deafened for link in self.links.by_domain.values()},
+            "masked": {link.domain.name: link.endpoint.status.masked for link in self.links.by_domain.values()},
         }
 
     # -- what the desk needs
@@ -190,7 +189,7 @@ class Service:
             naps.append(NAP if link.endpoint.patience is None else link.endpoint.patience)
         now = time.monotonic()
         search = self._search_at if self.directory.fileno() < 0 else None
-        dues = [self.desk.next_tick(), self._sync_at, search, *(link.deaf_until for link in self._deaf(now))]
+        dues = [self.desk.next_tick(), self._sync_at, search]
         naps += [max(0.0, due - now) for due in dues if due is not None]
         return min(naps)
 
@@ -199,23 +198,17 @@ class Service:
         poller = select.poll()
         fds = [self._listener.fileno(), *self._callers]
         fds += [fd for fd in (lifeline, self.directory.fileno()) if fd is not None and fd >= 0]
-        deaf = self._deaf(time.monotonic())
-        links = {link.endpoint.fileno(): link for link in self.links.by_domain.values() if nap and link not in deaf}
-        for fd in (*fds, *links):
+        if nap:
+            fds += [link.endpoint.fileno() for link in self.links.by_domain.values()]
+        for fd in fds:
             poller.register(fd, select.POLLIN)
         ready = [fd for fd, _ in poller.poll(nap * 1000)]
         for fd in ready:
-            if fd in links:
-                links[fd].rung(time.monotonic())
-            elif fd in self._callers:
+            if fd in self._callers:
                 self._answer(self._callers[fd])
         if self._listener.fileno() in ready:
             self._accept()
         return lifeline in ready
-
-    def _deaf(self, now: float) -> list[Link]:
-        """Links whose doorbells are not listened to at the moment."""
-        return [link for link in self.links.by_domain.values() if link.deaf_until > now]
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import host.broker
-from host.broker import checks, links, service
+from host.broker import checks, service
 from host.broker.desk import Limits
 from idc.remote import controlframes as frames
 from idc.remote.resolution import Refusal
@@ -31,8 +31,6 @@ def test_quotas() -> None:
     assert quota("references refused by their owners, of one asker") == (
         f"{limits.refusals:g} at once, {limits.refusals:g} more each second")
     assert quota("leases of one owner that are kept") == str(limits.leases)
-    assert quota("doorbells of a link behind which there is nothing") == f"{links.IDLE_RINGS} in a row"
-    assert f"not listened to for {links.DEAF * 1000:g} ms" in PAGE
 
 
 def test_refusals_are_those_of_remote_buffers() -> None:
