@@ -75,3 +75,27 @@ def test_the_back_end_copies_each_byte_once_on_a_bus(bed: Testbed) -> None:
     before = counts(bed)["back"]["copied"]
     stack(bed, BUS, "direct")
     assert counts(bed)["back"]["copied"] == before
+
+
+def test_the_owners_vm_killed_is_one_refusal(bed: Testbed) -> None:
+    def places(role: str) -> dict[str, str]:
+        name = {"front": "upper", "back": "lower"}[role]
+        return {VARIABLE: f"{name}=ivshmem:{name}/{name}"}
+
+    front, back = bed.vms["front"], bed.vms["back"]
+    for vm in (front, back):
+        vm.copy_to(STACK.with_name("two.py"), "/tmp/two.py")
+    owner = front.spawn(["python3", "/tmp/two.py", "owner"], env=places("front"))
+    reference = next(iter(owner.lines(LIMIT))).strip()
+    asker = back.spawn(["python3", "/tmp/two.py", "asker", reference], env=places("back"))
+    heard = asker.lines(LIMIT)
+    assert [next(heard).strip() for _ in range(5)] == ["ok"] * 5
+    front.crash()
+    last = [line.strip() for line in heard][-1]
+    assert last in ("error STALE", "error FAILED", "error NO_ROUTE")
+    assert asker.wait(LIMIT).exit_code == 0
+    status = bed.broker_status()
+    assert status is not None
+    assert "front" not in status["domains"]
+    assert bed.service is not None
+    assert bed.service.members("control-front")["front"] == (1, False)
