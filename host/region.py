@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import host
-from host import wire
+from host import broker, wire
 from host.errors import HostError, RegionError, ServerError
-from idc.layout import ChannelSpec, LayoutError, RegionHeader, Rights, pack_header
+from idc.layout import ChannelSpec, Kind, LayoutError, RegionHeader, Rights, pack_header
 
 if TYPE_CHECKING:
     import socket
@@ -48,6 +48,7 @@ class RegionSpec:
         members: rights by name; their order gives the ids.
         channels: laid out behind the header page; see `idc.layout`.
         vectors: of each rw member; None for as many as the channels need.
+        parts: bytes, whole pages, from which each rw member allocates; None shares what is left out evenly.
     """
 
     name: str
@@ -55,13 +56,15 @@ class RegionSpec:
     members: Mapping[str, Rights]
     channels: Sequence[ChannelSpec] = ()
     vectors: int | None = None
+    parts: Mapping[str, int] | None = None
 
     def plan(self, session: int = 0) -> RegionHeader:
         """The header page for it. Raises RegionError when it cannot be laid out."""
         try:
             return RegionHeader.plan(
-                self.name, self.size, self.members, self.channels, vectors=self.vectors, session=session
-            )
+                self.name, self.size, self.members, self.channels, parts=self.parts, vectors=self.vectors,
+                session=session,
+            )  # fmt: skip
         except LayoutError as error:
             raise RegionError(f"region {self.name!r} cannot be made: {error}") from error
 
@@ -164,6 +167,8 @@ class RegionService:
         self._lock = threading.Lock()
         self._holder: _Child | None = None
         self._server: _Child | None = None
+        self._broker: _Child | None = None
+        self._broker_options: tuple[str, ...] = ()
         self._control: socket.socket | None = None
 
     def start(self) -> None:
@@ -199,6 +204,59 @@ class RegionService:
     def server_pid(self) -> int:
         """Process id of the region server. Raises ServerError when the service is not started."""
         return _started(self._server).process.pid
+
+    @property
+    def broker_pid(self) -> int:
+        """Process id of the broker. Raises ServerError when none was started."""
+        return _started(self._broker).process.pid
+
+    def start_broker(self, *options: str) -> None:
+        """Start the broker; returns when it serves. `options` are those of `python3 -m host.broker`.
+
+        Raises ServerError with the end of its log; also if there is one already.
+        """
+        if self._broker is not None:
+            raise ServerError("the broker runs already")
+        arguments = ["host.broker", "--server", str(self._control_socket), "--control", str(self._broker_socket)]
+        # It needs the compiled core, and so site-packages, which the other two do without.
+        self._broker = _Child("broker", [*arguments, *options], self._env, self._directory / "broker.log", site=True)
+        self._broker_options = options
+
+    def restart_broker(self) -> None:
+        """Kill the broker with SIGKILL, unless it is dead already, and start another, which joins all control regions.
+
+        Raises ServerError.
+        """
+        _started(self._broker).kill()
+        self._broker = None
+        self.start_broker(*self._broker_options)
+
+    def broker_status(self) -> dict[str, Any]:
+        """What the broker says of itself, see `host.broker.service.Service.status`. Raises ServerError."""
+        _started(self._broker)
+        try:
+            with wire.connect(self._broker_socket, CALL_TIMEOUT) as sock:
+                wire.send_message(sock, {"op": "status"})
+                answer = wire.receive_message(sock)
+        except (OSError, HostError) as error:
+            raise ServerError(f"the broker does not answer: {error}. Its log is {self._directory / 'broker.log'}; "
+                              "restart_broker() brings it back") from error
+        if answer is None:
+            raise ServerError("the broker closed the connection")
+        return answer[0]
+
+    def control(self, domain: str) -> Region:
+        """Make the control region of a domain: how it reaches the broker, and what it is known by.
+
+        In the domain's VM its address is `ivshmem:REGION/CHANNEL`, for a host process `member:SOCKET/CHANNEL`, with
+        `host.broker.CHANNEL`. Raises RegionError (also for the broker's own name), ServerError.
+        """
+        if domain == broker.MEMBER:
+            raise RegionError(f"a domain cannot be called {domain!r}: that is the broker's own name")
+        members = {domain: Rights.RW, broker.MEMBER: Rights.RW}
+        channel = ChannelSpec(broker.CHANNEL, Kind.MESSAGE, domain, broker.MEMBER, broker.RING_BYTES,
+                              broker.SLOT_BYTES)
+        return self.create(RegionSpec(broker.PREFIX + domain, broker.REGION_BYTES, members, [channel], parts={}))
 
     def create(self, spec: RegionSpec) -> Region:
         """Make a region and serve it. Raises RegionError (not as asked), ServerError (refused, or gone)."""
@@ -241,10 +299,10 @@ class RegionService:
         if self._control is not None:
             self._control.close()
             self._control = None
-        for child in (self._server, self._holder):
+        for child in (self._broker, self._server, self._holder):
             if child is not None:
                 child.stop()
-        self._server = self._holder = None
+        self._broker = self._server = self._holder = None
         if self._directory.is_dir():
             for leftover in self._directory.glob("*.sock"):  # of a server that was killed
                 leftover.unlink(missing_ok=True)
@@ -256,16 +314,24 @@ class RegionService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _control_socket(self) -> Path:
+        return self._directory / "control.sock"
+
+    @property
+    def _broker_socket(self) -> Path:
+        return self._directory / "broker.sock"
+
     def _start_server(self) -> None:
         arguments = ["host.ivshmem.member", "--holder", str(self.holder_socket), "--sockets", str(self._directory)]
-        arguments += ["--control", str(self._directory / "control.sock"), *self._options]
+        arguments += ["--control", str(self._control_socket), *self._options]
         self._server = _Child("region server", arguments, self._env, self.log)
 
     def _call(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         with self._lock:
             try:
                 if self._control is None:
-                    self._control = wire.connect(self._directory / "control.sock", CALL_TIMEOUT)
+                    self._control = wire.connect(self._control_socket, CALL_TIMEOUT)
                 wire.send_message(self._control, request, fds)
                 answer = wire.receive_message(self._control)
                 if answer is None:
@@ -287,13 +353,14 @@ class RegionService:
 class _Child:
     """A process of ours that says when it serves, and ends when our end of its lifeline is closed."""
 
-    def __init__(self, what: str, arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, what: str, arguments: Sequence[str], env: Mapping[str, str], log: Path, *,
+                 site: bool = False) -> None:
         self._what = what
         self._log = log
         ready, ready_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
         try:
-            command = [sys.executable, "-S", "-P", "-m", *arguments]
+            command = [sys.executable, *(() if site else ("-S",)), "-P", "-m", *arguments]
             command += ["--ready", str(ready_there), "--lifeline", str(lifeline_there)]
             with log.open("ab") as output:
                 self.process = subprocess.Popen(

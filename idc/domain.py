@@ -9,28 +9,40 @@
     echo_back = Domain.here().connect(echo)                 # front end
     echo_back.transact(b"hello")
 
-`IDC_SERVICES` holds NAME=ADDRESS pairs, separated by blanks; see `idc.transport.address`. Depends on idc.endpoint and
-idc.transport.
+`IDC_SERVICES` holds NAME=ADDRESS pairs, separated by blanks; see `idc.transport.address`. `IDC_CONTROL` is the address
+of the control link to the broker, where there is one.
+
+    domain.share()                                          # sets aside what others may reach of this domain
+    endpoint = domain.endpoint(echo, client, domain.resources(echo))
+    buffer = domain.region(echo).pool.allocate(4096)        # pages that can be reached without a copy in between
+    reference = endpoint.register(buffer, Access.READ).reference()
+
+Depends on idc.endpoint, idc.remote and idc.transport.
 """
 
 from __future__ import annotations
 
 import os
-import select
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from idc.endpoint import Client, Endpoint, Quotas, Resources
 from idc.endpoint.blocking import NAP, Caller
 from idc.endpoint.stream import Stream
+from idc.endpoint.together import drive
 from idc.errors import MisuseError
+from idc.remote import Exports, Regions, Remote
+from idc.remote import control as control_link
+from idc.remote.control import Control
 from idc.transport.address import open_port
+from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from idc.endpoint import IncomingTransaction
-    from idc.remote import Remote
+    from idc.region import Region
+    from idc.transport.base import Port
 
 #: Where `Domain.here` looks.
 VARIABLE: Final = "IDC_SERVICES"
@@ -70,11 +82,20 @@ class Domain:
 
     Args:
         places: address of each service by name.
+        control: address of the control link; empty where there is no broker.
+
+    Attributes:
+        regions: those that its endpoints meet their peers in.
     """
 
-    def __init__(self, places: Mapping[str, str]) -> None:
+    def __init__(self, places: Mapping[str, str], control: str = "") -> None:
+        self.regions = Regions()
         self._places = dict(places)
+        self._control_address = control
+        self._control: Control | None = None
+        self._exports: Exports | None = None
         self._endpoints: list[Endpoint] = []
+        self._mapped: dict[str, Region] = {}
         self._stopped = False
 
     @classmethod
@@ -86,7 +107,52 @@ class Domain:
             if not equals or not name or not address:
                 raise MisuseError(f"{VARIABLE}: {pair!r} is not NAME=ADDRESS")
             places[name] = address
-        return cls(places)
+        return cls(places, os.environ.get(control_link.VARIABLE, ""))
+
+    def share(self, count: int = 16, leases: int = 64, forwards: int = 16, *, timeout: float = 10.0) -> Exports:
+        """Make the table of what others may reach of this domain; once, before the first endpoint that uses it.
+
+        With a control link it waits up to `timeout` seconds for the broker to say who this domain is, and the broker
+        copies from then on where that takes a broker. Other arguments as of `idc.remote.Exports`.
+
+        Raises:
+            MisuseError: called before.
+            TimedOutError: the broker did not say.
+            OSError, IdcError: the control link cannot be opened.
+        """
+        if self._exports is not None:
+            raise MisuseError("this domain has a table of exports already")
+        if not self._control_address:
+            self._exports = Exports(count, leases, forwards, regions=self.regions)
+            return self._exports
+        control = Control(open_port(self._control_address))
+        try:
+            who = control.identify(timeout)
+        except BaseException:
+            control.close()
+            raise
+        self._control = control
+        self._exports = Exports(count, leases, forwards, regions=self.regions, domain=who.domain,
+                                incarnation=who.incarnation)
+        control.serve(self._exports)
+        return self._exports
+
+    @property
+    def control(self) -> Control | None:
+        """The control link, if `share` has opened one. `run` drives it."""
+        return self._control
+
+    def resources(self, service: Service) -> Resources:
+        """For an endpoint of the service with remote buffers. Raises MisuseError before `share`."""
+        if self._exports is None:
+            raise MisuseError("call share() first: an endpoint with remote buffers needs a table of exports")
+        return service.resources(Remote(self._exports, broker=self._control))
+
+    def region(self, service: Service) -> Region:
+        """The region in which this domain meets the service's other side. Raises MisuseError if there is none."""
+        if service.name not in self._mapped:
+            raise MisuseError(f"service {service.name!r} has no endpoint here, or no region: {self.place(service)}")
+        return self._mapped[service.name]
 
     def endpoint(self, service: Service, client: Client, resources: Resources | None = None) -> Endpoint:
         """An endpoint of the service, which `run` drives.
@@ -95,17 +161,30 @@ class Domain:
             MisuseError: this domain's configuration has no such service.
             OSError, IdcError: what its address names cannot be opened.
         """
-        endpoint = Endpoint(open_port(self.place(service)), client, resources or service.resources(), service.name)
+        endpoint = Endpoint(self._open(service), client, resources or service.resources(), service.name)
         self._endpoints.append(endpoint)
         return endpoint
+
+    def _open(self, service: Service) -> Port:
+        port = open_port(self.place(service))
+        if isinstance(port, SharedPort):
+            self._mapped[service.name] = port.region
+            self.regions.add(port.region)
+        return port
 
     def serve(self, service: Service, handler: Callable[[bytes], bytes]) -> Endpoint:
         """Answer the service's transactions with what `handler` returns; what it raises, the submitter is told."""
         return self.endpoint(service, _Server(handler))
 
     def connect(self, service: Service, remote: Remote | None = None) -> Caller:
-        """The blocking face for the service; its first call waits for the connection."""
-        return Caller(open_port(self.place(service)), service.resources(remote), name=service.name)
+        """The blocking face for the service; its first call waits for the connection.
+
+        After `share` it has remote buffers, and drives the control link whenever it waits.
+        """
+        shared = remote is None and self._exports is not None
+        resources = self.resources(service) if shared else service.resources(remote)
+        beside = [] if self._control is None else [self._control.endpoint]
+        return Caller(self._open(service), resources, name=service.name, beside=beside)
 
     def stream(self, service: Service) -> Stream:
         """The socket-like face for the service."""
@@ -124,27 +203,17 @@ class Domain:
         """Drive the endpoints until `stop`, or until all of them are destroyed."""
         self._stopped = False
         while not self._stopped and (alive := [e for e in self._endpoints if e.state.value != "destroyed"]):
-            if len(alive) == 1:
-                alive[0].pump(NAP)  # waits in the core, which polls first where that pays
-            else:
-                drive(alive)
+            drive(alive if self._control is None else [*alive, self._control.endpoint], NAP)
         self._endpoints = [e for e in self._endpoints if e.state.value != "destroyed"]
 
     def stop(self) -> None:
         """Make `run` return; for a handler."""
         self._stopped = True
 
-
-def drive(endpoints: Sequence[Endpoint], timeout: float = NAP) -> None:
-    """Let each do what is due; if nothing was, sleep until one has more to do, up to `timeout` seconds."""
-    busy = [endpoint.pump(0.0) for endpoint in endpoints]
-    if any(busy):
-        return
-    poller, naps = select.poll(), [timeout]
-    for endpoint in endpoints:
-        if not endpoint.arm():
-            return
-        poller.register(endpoint.fileno(), select.POLLIN)
-        if (patience := endpoint.patience) is not None:
-            naps.append(patience)
-    poller.poll(min(naps) * 1000)
+    def close(self) -> None:
+        """Destroy its endpoints, whatever their clients have not completed, and the control link. Idempotent."""
+        for endpoint in self._endpoints:
+            endpoint.abandon()
+        self._endpoints.clear()
+        if self._control is not None:
+            self._control.close()

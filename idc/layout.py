@@ -269,14 +269,23 @@ class RegionHeader:
         members: Mapping[str, Rights],
         channels: Sequence[ChannelSpec] = (),
         *,
+        parts: Mapping[str, int] | None = None,
         vectors: int | None = None,
         session: int = 0,
         region_uuid: UUID | None = None,
     ) -> RegionHeader:
-        """Lay the channels out from the first page on, and split what remains into a part for each rw member.
+        """Lay the channels out from the first page on, and behind them the parts.
 
-        Member ids follow the order of `members`. `vectors` is what each rw member gets: by default one for
-        the host and two for each channel. Raises LayoutError when it does not fit or breaks a rule.
+        Args:
+            name, size, members, channels: see the module's tables; member ids follow the order of `members`.
+            parts: bytes by rw member, whole pages, laid out in this order; who is not named gets none. None splits
+                what the channels leave evenly between the rw members.
+            vectors: of each rw member; by default one for the host and two for each channel.
+            session: see there.
+            region_uuid: by default a random one.
+
+        Raises:
+            LayoutError: it does not fit or breaks a rule.
         """
         table = tuple(Member(i, member, Rights(rights)) for i, (member, rights) in enumerate(members.items()))
         ids = {member.name: member.id for member in table}
@@ -298,16 +307,13 @@ class RegionHeader:
             )
             entries.append(entry)
             at += entry.length
-        writers = [member.id for member in table if member.rights is Rights.RW]
-        share = max(size - at, 0) // (len(writers) or 1) // PAGE * PAGE
-        parts = tuple(Part(owner, at + n * share, share) for n, owner in enumerate(writers)) if share else ()
         header = cls(
             name=name,
             size=size,
             vectors=1 + 2 * len(entries) if vectors is None else vectors,
             members=table,
             channels=tuple(entries),
-            parts=parts,
+            parts=tuple(_share(table, at, size) if parts is None else _place(name, table, at, size, parts)),
             uuid=region_uuid or uuid4(),
             session=session,
         )
@@ -322,6 +328,10 @@ class RegionHeader:
         known = ", ".join(m.name for m in self.members)
         raise LayoutError(f"region {self.name!r} has no member {name!r} (it has: {known})")
 
+    def parts_of(self, member: int) -> tuple[Part, ...]:
+        """The parts that a member (id) owns, in the order of the table."""
+        return tuple(part for part in self.parts if part.owner == member)
+
     def channel(self, name: str) -> ChannelEntry:
         """The channel of that name; raises LayoutError if there is none."""
         for channel in self.channels:
@@ -329,6 +339,29 @@ class RegionHeader:
                 return channel
         known = ", ".join(c.name for c in self.channels) or "none"
         raise LayoutError(f"region {self.name!r} has no channel {name!r} (it has: {known})")
+
+
+def _share(members: Sequence[Member], at: int, size: int) -> Iterator[Part]:
+    """Split what is left of the region evenly between its rw members."""
+    writers = [member.id for member in members if member.rights is Rights.RW]
+    share = max(size - at, 0) // (len(writers) or 1) // PAGE * PAGE
+    if share:
+        yield from (Part(owner, at + n * share, share) for n, owner in enumerate(writers))
+
+
+def _place(region: str, members: Sequence[Member], at: int, size: int, parts: Mapping[str, int]) -> Iterator[Part]:
+    """The parts as they were asked for. Raises LayoutError."""
+    writers = {member.name: member.id for member in members if member.rights is Rights.RW}
+    for name, length in parts.items():
+        if name not in writers:
+            raise LayoutError(f"part for {name!r}, which is no rw member of region {region!r} (rw members: "
+                              f"{', '.join(writers) or 'none'})")
+        if length <= 0 or length % PAGE:
+            raise LayoutError(f"part for {name!r} of {length} bytes: must be whole pages of {PAGE}")
+        if at + length > size:
+            raise LayoutError(f"part for {name!r} of {length} bytes: {max(size - at, 0)} are left of {size}")
+        yield Part(writers[name], at, length)
+        at += length
 
 
 def member_word(incarnation: int, *, present: bool) -> int:

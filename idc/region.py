@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Sequence
 
+    from idc.buffers.pool import PagePool
     from idc.ring import Bell
 
     BellMaker = Callable[[int, int], Bell]
@@ -41,6 +42,7 @@ class Region:
         events: own eventfds.
         bell: makes the doorbell for (peer id, vector).
         release: called once by `close`, after the mapping is gone, to give back what stands behind it.
+        header: where it is known from who made the region; by default the page is parsed.
 
     Raises:
         LayoutError: the header page is not valid, speaks a protocol that this library does not, or names vectors that
@@ -48,9 +50,9 @@ class Region:
     """
 
     def __init__(self, memory: mmap.mmap, member: int | None, events: Sequence[int], bell: BellMaker,
-                 release: Callable[[], None]) -> None:
+                 release: Callable[[], None], header: RegionHeader | None = None) -> None:
         self.memory = memory
-        self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory))
+        self.header: RegionHeader = parse_header(memory[:HEADER_BYTES], len(memory)) if header is None else header
         if not self.header.protocol_min <= PROTOCOL <= self.header.protocol_max:
             raise LayoutError(f"region {self.header.name!r} speaks protocol {self.header.protocol_min} to "
                               f"{self.header.protocol_max}, this library speaks {PROTOCOL}")
@@ -63,6 +65,26 @@ class Region:
         self._bell = bell
         self._release = release
         self._closed = False
+        self._pools: tuple[PagePool, ...] | None = None
+
+    @property
+    def pools(self) -> tuple[PagePool, ...]:
+        """A pool over each part of the region that this member owns, in the order of the header's table."""
+        if self._pools is None:
+            # Late: a plain peer needs no compiled core.
+            from idc.buffers.pool import PagePool
+
+            parts = () if self.member is None else self.header.parts_of(self.member)
+            self._pools = tuple(PagePool(self.memory, part.offset, part.length) for part in parts)
+        return self._pools
+
+    @property
+    def pool(self) -> PagePool:
+        """The first of `pools`. Raises MisuseError if this member owns no part."""
+        if not self.pools:
+            raise MisuseError(f"member {self.member} owns no part of region {self.header.name!r}: give it one when the "
+                              "region is made (parts)")
+        return self.pools[0]
 
     def bell(self, member: int, vector: int) -> Bell:
         """The doorbell of another member: ringing it wakes whoever waits on that member's `vector`."""

@@ -40,6 +40,9 @@ class AgentClient:
     `lost` makes the exception for callers of a link that ended, from a text; `hung` the one for an agent that
     does not answer. `running` says whether the guest's CPUs run, so that a paused VM is not called hung.
     Methods raise TimeoutError when a limit given in seconds has passed.
+
+    Attributes:
+        environment: what every command finds in its environment, unless the call says otherwise.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class AgentClient:
         on_ready: Callable[[AgentInfo], None],
     ) -> None:
         self.info: AgentInfo | None = None
+        self.environment: dict[str, str] = {}
         self.session = 0
         self.hang_limit = HANG_LIMIT
         self._lost = lost
@@ -322,7 +326,7 @@ class AgentClient:
         `timeout` is for an agent that is not there at the moment.
         """
         call = self._open_call(_deadline(timeout))
-        call.send_json(framing.EXEC, argv=list(argv), cwd=cwd, env=dict(env or {}), stdin=stdin)
+        call.send_json(framing.EXEC, argv=list(argv), cwd=cwd, env=self.environment | dict(env or {}), stdin=stdin)
         return Process(self, call, argv, limit)
 
     def cancel(self, process: Process) -> None:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import images
+from host import broker as brokers
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
+from idc.remote.control import VARIABLE as CONTROL
 from testbed import accel as accelerators
 from testbed import faults
 from testbed import network as networks
@@ -58,6 +61,26 @@ def _quiet(_: str) -> None:
     """Tell nobody."""
 
 
+@dataclass(frozen=True)
+class BrokerSpec:
+    """A broker, see docs/broker.md.
+
+    Attributes:
+        members: VMs and host processes that get a control link; None for every VM.
+        patience: seconds that an owner has to answer.
+        piece: bytes that are copied before the next domain has its turn.
+    """
+
+    members: tuple[str, ...] | None = None
+    patience: float = 5.0
+    piece: int = MIB
+
+    @property
+    def options(self) -> list[str]:
+        """Of `python3 -m host.broker`."""
+        return ["--patience", str(self.patience), "--piece", str(self.piece)]
+
+
 class Testbed:
     """VMs and regions of one run. A context manager; leaving it ends everything.
 
@@ -67,6 +90,8 @@ class Testbed:
         image: None for our own, built when it is not there yet.
         keep: whether the logs stay; see `testbed.run.Keep`.
         boot: how VMs start; see `Boot`.
+        broker: start one, and give each VM a control link to it when it is booted (or those that a BrokerSpec names);
+            the guest's programs find its address in IDC_CONTROL. Takes one of the VM's region ports.
         notify: told, a line at a time, of what takes long (building the image or a template), and of VMs that boot
             though others are cloned.
 
@@ -81,7 +106,8 @@ class Testbed:
     __test__ = False  # pytest collects classes by their name
 
     def __init__(self, *, accel: Wish = "auto", qemu: str = DEFAULT_QEMU, image: images.Image | None = None,
-                 keep: Keep = "failed", boot: Boot = "auto", notify: Callable[[str], None] = _quiet) -> None:
+                 keep: Keep = "failed", boot: Boot = "auto", broker: bool | BrokerSpec = False,
+                 notify: Callable[[str], None] = _quiet) -> None:
         self.image = image or images.ensure(progress=notify)
         self.verdict: Verdict = accelerators.choose(accel, self.image.kernel, qemu=qemu)
         self.run = Run(keep=keep)
@@ -92,6 +118,7 @@ class Testbed:
         self._qemu = qemu
         self._service: RegionService | None = None
         self._boot = boot
+        self._broker = (BrokerSpec() if broker is True else broker) or None
         self._notify = notify
         self._templates: dict[str, Template] = {}
         self._detours: dict[str, tuple[Region, dict[str, faults.Detour]]] = {}
@@ -131,6 +158,9 @@ class Testbed:
             slow = any(spec.gdb == "wait" for spec in specs)
             booted = start_all(made, GDB_SECONDS if slow else BOOT_SECONDS)
         self.vms.update((vm.name, vm) for vm in booted)
+        for vm in booted:
+            if self._broker is not None and (self._broker.members is None or vm.name in self._broker.members):
+                self.control(vm.name)
         return booted
 
     def _vm(self, spec: VmSpec) -> Vm:
@@ -163,11 +193,7 @@ class Testbed:
         for member in spec.members:
             if member in self.vms:
                 check_fits(self.vms[member], spec.name, spec.size)
-        if self._service is None:
-            service = RegionService(self.run.directory, self.run.env)
-            service.start()
-            self._service = service
-        region = self._service.create(spec)
+        region = self._started().create(spec)
         if doorbells is not None:
             region, detours = faults.detour(region, doorbells)
             self._detours[region.name] = region, detours
@@ -176,6 +202,39 @@ class Testbed:
             if plug_in and member in self.vms:
                 plug(self.vms[member], region)
         return region
+
+    def control(self, domain: str) -> str:
+        """Make the control link of a VM, and plug it, or of a host process. Returns its address, for IDC_CONTROL.
+
+        Raises:
+            SpecError: this testbed has no broker.
+            RegionError: the domain has one already.
+        """
+        if self._broker is None:
+            raise SpecError("this testbed has no broker", hint="Testbed(broker=True), or a [broker] table")
+        region = self._started().control(domain)
+        self.regions[region.name] = region
+        if domain not in self.vms:
+            return f"member:{region.socket(domain)}/{brokers.CHANNEL}"
+        vm = self.vms[domain]
+        plug(vm, region)
+        address = f"ivshmem:{region.name}/{brokers.CHANNEL}"
+        vm.agent.environment[CONTROL] = address
+        return address
+
+    def broker_status(self) -> dict[str, Any] | None:
+        """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""
+        return None if self._broker is None or self._service is None else self._service.broker_status()
+
+    def _started(self) -> RegionService:
+        """The region service, with the broker if there is to be one."""
+        if self._service is None:
+            service = RegionService(self.run.directory, self.run.env)
+            service.start()
+            self._service = service
+            if self._broker is not None:
+                service.start_broker(*self._broker.options)
+        return self._service
 
     def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES,
              doorbells: DoorbellPlan | None = None) -> Region:

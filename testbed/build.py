@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import images
 from images import ImageError
 from testbed import network as networks
-from testbed.bed import Testbed
+from testbed.bed import BrokerSpec, Testbed
 from testbed.kernel import find_kernel
 from testbed.qemu_args import Disk, Memory, Nic, VmSpec
 from testbed.topology import MIB, Machine, NetworkTable, Topology, TopologyError, resolve
@@ -43,7 +43,9 @@ def open_testbed(topology: Topology, *, notify: Callable[[str], None] = _quiet) 
     """
     topology = resolve(topology)
     check_host(topology)
-    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, boot=topology.boot,
+    table = topology.broker
+    broker = False if table is None else BrokerSpec(table.members, table.patience, table.piece)
+    bed = Testbed(accel=topology.accel, qemu=topology.qemu, keep=topology.keep, boot=topology.boot, broker=broker,
                   notify=notify)
     try:
         populate(bed, topology, notify=notify)
@@ -105,6 +107,9 @@ def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] 
         gateway, resolver = (f"{member.address.rpartition('.')[0]}.{last}" for last in (2, 3))
         bed.vms[vm].succeed(f"busybox ip route replace default via {gateway} && "
                             f"echo nameserver {resolver} > /etc/resolv.conf")
+    for name in topology.processes:
+        if topology.broker is not None and name in (topology.broker.members or ()):
+            notify(f"process {name}: IDC_CONTROL={bed.control(name)}")
     for name, region in topology.regions.items():
         bed.region(region.spec(name), plug_in=region.plug, doorbells=region.plan() or None)
 

@@ -170,7 +170,15 @@ class Supervisor:
                  "addresses": [member.ip for member in net.members]} for name, net in bed.networks.items()]
         return {"name": self.topology.name, "pid": os.getpid(), "started": self.started, "accel": bed.verdict.accel,
                 "reason": bed.verdict.reason, "directory": str(bed.run.directory), "image": bed.image.label,
-                "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets}
+                "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets, "broker": _broker(bed)}
+
+
+def _broker(bed: Testbed) -> dict[str, Any] | None:
+    """Its own word, or why there is none: the rest can be told all the same."""
+    try:
+        return bed.broker_status()
+    except HostError as error:
+        return {"error": str(error)}
 
 
 LOG = "supervisor.log"

@@ -24,6 +24,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from host import broker as brokers
 from host.errors import RegionError
 from host.ivshmem.detour import Doorbells
 from host.region import RegionSpec
@@ -163,18 +164,22 @@ class DoorbellFaults(Table):
 
 
 class RegionTable(Table):
-    """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`."""
+    """Shared memory and who may do what with it. `plug = false` leaves it to `testbed plug`. `parts` are the bytes from
+    which each rw member allocates, whole pages; None shares what the channels leave out evenly.
+    """
 
     size: Size = 16 * MIB
     members: dict[str, Literal["rw", "ro"]]
     channels: dict[str, ChannelTable] = {}
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
     def spec(self, name: str) -> RegionSpec:
         """For `host.region`."""
         members = {member: Rights[rights.upper()] for member, rights in self.members.items()}
-        return RegionSpec(name, self.size, members, [c.spec(channel) for channel, c in self.channels.items()])
+        channels = [c.spec(channel) for channel, c in self.channels.items()]
+        return RegionSpec(name, self.size, members, channels, parts=self.parts)
 
     def plan(self) -> dict[tuple[str, str], Doorbells]:
         """Of a resolved region: the faults of its doorbells, by (member that rings, member rung)."""
@@ -186,6 +191,7 @@ class Link(Table):
 
     members: tuple[Text, ...]
     size: Size = 16 * MIB
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
@@ -204,6 +210,7 @@ class Bus(Table):
     size: Size = 16 * MIB
     ring: Size = 64 * KIB
     slot: Size = KIB
+    parts: dict[str, Size] | None = None
     doorbells: tuple[DoorbellFaults, ...] = ()
     plug: Flag = True
 
@@ -225,6 +232,16 @@ class NetworkTable(Table):
     mtu: Number | None = None
 
 
+class BrokerTable(Table):
+    """A broker, see docs/broker.md. `members`: VMs and processes that get a control link to it, None for all of them;
+    `patience`: seconds that an owner has to answer; `piece`: bytes that are copied before the next domain's turn.
+    """
+
+    members: tuple[Text, ...] | None = None
+    patience: Real = 5.0
+    piece: Size = MIB
+
+
 class Topology(Table):
     """A whole testbed. `processes` are host processes that join regions by themselves, as members beside the VMs.
     `boot` says how VMs start, as in `testbed.bed.Boot`.
@@ -240,6 +257,7 @@ class Topology(Table):
     links: dict[str, Link] = {}
     buses: dict[str, Bus] = {}
     networks: dict[str, NetworkTable] = {}
+    broker: BrokerTable | None = None
     processes: tuple[Text, ...] = ()
 
     def as_toml(self, *, everything: bool = True) -> str:
@@ -355,15 +373,34 @@ class _Resolver:
             self._fail("name", f"{given.name!r} is no name; {_NAMING}")
         for name, vm in given.vms.items():
             self._check_vm(name, vm)
+        broker = self._broker()
         regions = self._regions()
         for name, region in regions.items():
             self._check_region(name, region)
             regions[name] = region.model_copy(update={"doorbells": self._doorbells(name, region)})
         for name, network in given.networks.items():
             self._check_network(name, network)
-        vms = {name: self._ports(name, vm, regions) for name, vm in given.vms.items()}
+        brokered = () if broker is None or broker.members is None else broker.members
+        vms = {name: self._ports(name, vm, regions, controlled=name in brokered) for name, vm in given.vms.items()}
         return given.model_copy(update={"name": given.name or "testbed", "vms": vms, "regions": regions, "links": {},
-                                        "buses": {}})
+                                        "buses": {}, "broker": broker})
+
+    def _broker(self) -> BrokerTable | None:
+        """With its members; domains and regions may not have the names that it uses itself."""
+        given, broker = self._given, self._given.broker
+        if broker is None:
+            return None
+        known = (*given.vms, *given.processes)
+        members = known if broker.members is None else broker.members
+        self._members("[broker] members", members)
+        if broker.patience <= 0:
+            self._fail("[broker] patience", f"{broker.patience:g} is no time to answer in; take seconds above 0")
+        if brokers.MEMBER in known:
+            self._fail("[broker]", f"{brokers.MEMBER!r} is the broker's own name; call that domain otherwise")
+        for name in (*given.regions, *given.links, *given.buses):
+            if name.startswith(brokers.PREFIX):
+                self._fail(self._region_table(name), f"names that begin with {brokers.PREFIX!r} are the control links'")
+        return broker.model_copy(update={"members": tuple(members)})
 
     def _check_vm(self, name: str, vm: Machine) -> None:
         where = f"[vms.{name}]"
@@ -402,7 +439,8 @@ class _Resolver:
                 self._members(f"[{kind}.{name}] members", table.members)
                 channels = _link_channels(table) if isinstance(table, Link) else _bus_channels(table)
                 regions[name] = RegionTable(size=table.size, members=dict.fromkeys(table.members, "rw"),
-                                            channels=channels, doorbells=table.doorbells, plug=table.plug)
+                                            channels=channels, parts=table.parts, doorbells=table.doorbells,
+                                            plug=table.plug)
         return regions
 
     def _region_table(self, name: str) -> str:
@@ -460,18 +498,20 @@ class _Resolver:
         if network.mtu is not None and not 576 <= network.mtu <= 65521:
             self._fail(f"{where} mtu", f"{network.mtu} is not 576 to 65521")
 
-    def _ports(self, name: str, vm: Machine, regions: dict[str, RegionTable]) -> Machine:
-        """Root ports enough, and large enough, for the regions that this VM may map."""
+    def _ports(self, name: str, vm: Machine, regions: dict[str, RegionTable], *, controlled: bool) -> Machine:
+        """Root ports enough, and large enough, for the regions that this VM may map, and a control link."""
         mine = {region: table for region, table in regions.items() if name in table.members}
-        ports = max(4, len(mine)) if vm.region_ports is None else vm.region_ports
+        needed = len(mine) + controlled
+        ports = max(4, needed) if vm.region_ports is None else vm.region_ports
         largest = max((table.size for table in mine.values()), default=0)
         room = max(256 * MIB, largest) if vm.region_port is None else vm.region_port
         where = f"[vms.{name}]"
         if not 0 <= ports <= 28:
             self._fail(f"{where} region_ports", f"{ports} is not 0 to 28, which is what q35's bus has room for")
-        if len(mine) > ports:
+        if needed > ports:
+            control = " and its control link" if controlled else ""
             self._fail(f"{where} region_ports", f"{ports} are not enough for its {len(mine)} regions "
-                       f"({', '.join(mine)})")
+                       f"({', '.join(mine)}){control}")
         if room & (room - 1) or room < MIB:
             self._fail(f"{where} region_port", f"{size_text(room)} is no power of two from 1M")
         for region, table in mine.items():

@@ -29,6 +29,7 @@ from host.ivshmem.protocol import Client, Joined, Left, State
 from idc.layout import HEADER_BYTES, LayoutError, parse_header
 
 if TYPE_CHECKING:
+    from idc.layout import RegionHeader
     from idc.region import Region
     from idc.transport.shared import Regions, SharedPort
 
@@ -169,19 +170,23 @@ def connect(path: str | Path, *, vectors: int | None = None, timeout: float = CO
         raise
 
 
-def join(path: str | Path, *, timeout: float = CONNECT_TIMEOUT) -> Region:
-    """Connect as `connect` does and present the region as `idc` sees it; closing it leaves the region."""
+def join(path: str | Path, *, timeout: float = CONNECT_TIMEOUT, header: RegionHeader | None = None) -> Region:
+    """Connect as `connect` does and present the region as `idc` sees it; closing it leaves the region.
+
+    `header` is for one who has the header from who made the region: its page, which other members may have written
+    over, is not looked at then.
+    """
     # Here and not above: idc.ring needs the compiled core, which a plain peer can do without.
     from idc.region import Region
     from idc.ring import Bell
 
-    peer = connect(path, timeout=timeout)
+    peer = connect(path, vectors=None if header is None else header.vectors, timeout=timeout)
     try:
 
         def bell(to: int, vector: int) -> Bell:
             return Bell.eventfd(peer.bell(to, vector))
 
-        return Region(peer.memory, peer.id, peer.events, bell, peer.close)
+        return Region(peer.memory, peer.id, peer.events, bell, peer.close, header)
     except BaseException:
         peer.close()
         raise

@@ -21,8 +21,13 @@ Control requests (framed as host.wire says), one at a time:
     {"op": "create"} + memfd with a header page    reply "sockets": {member: path}, "memory": number of the
                                                    memfd in the holder
     {"op": "drop", "region": R}
-    {"op": "list"}                                 reply "regions": {R: {member: {"present", "incarnation"}}}
+    {"op": "list"}                                 reply "regions": {R: {member: {"present", "incarnation"}}},
+                                                   "uuids": {R: hex}
     {"op": "ring", "region": R, "member": M, "vector": V}
+    {"op": "describe", "region": R}                reply "page": the header as it was made, base64, "sockets" as above
+    {"op": "open", "region": R, "uuid": hex}       reply + a copy of the memfd; refused if R is another region by now
+    {"op": "watch"}                                from now on a datagram {"changed": true} on this connection whenever
+                                                   `list` would answer otherwise; several changes may be one
 """
 
 from __future__ import annotations
@@ -47,11 +52,12 @@ from host.holder import Holder
 from host.ivshmem.protocol import greeting
 from host.ivshmem.server import SEND_TIMEOUT, Connection, Loop, log
 from host.wire import Fd
-from idc.layout import HEADER_BYTES, LayoutError, Member, RegionHeader, Rights, member_word, parse_header
+from idc.layout import HEADER_BYTES, LayoutError, Member, RegionHeader, Rights, member_word, pack_header, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_NOTICE = json.dumps({"changed": True, "fds": 0}).encode()
 _CONTROL_TIMEOUT = 5.0  # seconds; a control client that stops in the middle of a request is cut off
 
 
@@ -116,11 +122,14 @@ class Server:
         self._directory = directory
         self._send_timeout = send_timeout
         self._regions: dict[str, ServedRegion] = {}
+        self.changed: Callable[[], None] = _nobody
         self._requests: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
             "create": self._create,
             "drop": self._drop,
             "list": self._list,
             "ring": self._ring,
+            "describe": self._describe,
+            "open": self._open,
         }
 
     def rejoin(self) -> None:
@@ -145,15 +154,16 @@ class Server:
 
     # -- control requests
 
-    def control(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Answer one control request; takes over `fds`."""
+    def control(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Answer one control request; takes over `fds`. Returns the reply, and descriptors of ours that go with it."""
         handler = self._requests.get(str(request.get("op")))
         try:
             if handler is None:
                 raise RegionError(f"no request {request.get('op')!r}")
-            return {"ok": True} | handler(request, fds)
+            reply = {"ok": True} | handler(request, fds)
+            return reply, reply.pop("give", [])
         except (HostError, LayoutError, OSError) as error:
-            return {"ok": False, "error": str(error)}
+            return {"ok": False, "error": str(error)}, []
         finally:
             wire.close_all(fds)
 
@@ -188,8 +198,21 @@ class Server:
         for member, sock, group in zip(writers, listeners, vectors, strict=True):
             self._seat(region, Seat(member, sock, group))
         self._regions[header.name] = region
-        sockets = {member.name: str(self.socket_path(header.name, member.name)) for member in writers}
-        return {"sockets": sockets, "memory": at[0]}
+        self.changed()
+        return {"sockets": self._sockets(region), "memory": at[0]}
+
+    def _describe(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        region = self._region(request)
+        return {"page": base64.b64encode(pack_header(region.header)).decode(), "sockets": self._sockets(region)}
+
+    def _open(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        region = self._region(request)
+        if request.get("uuid") != region.header.uuid.hex:
+            raise RegionError(f"region {region.header.name!r} is not {request.get('uuid')} (any more)")
+        return {"give": [region.memory.number]}
+
+    def _sockets(self, region: ServedRegion) -> dict[str, str]:
+        return {member: str(self.socket_path(region.header.name, member)) for member in region.seats}
 
     def _drop(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         region = self._region(request)
@@ -206,6 +229,7 @@ class Server:
         for entry in self._holder.names():
             if entry.startswith(f"seat/{name}/"):
                 self._holder.drop(entry)
+        self.changed()
         return {}
 
     def _list(self, _request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
@@ -216,7 +240,8 @@ class Server:
                     for member, seat in region.seats.items()
                 }
                 for name, region in self._regions.items()
-            }
+            },
+            "uuids": {name: region.header.uuid.hex for name, region in self._regions.items()},
         }
 
     def _ring(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -261,6 +286,7 @@ class Server:
             return
         connection = self._watch(region, seat, sock)
         region.mark(seat)  # before the client can read it
+        self.changed()
         others = {other.member.id: other.vectors for other in region.seats.values() if other is not seat}
         messages = greeting(seat.member.id, region.memory, seat.vectors, others)
         connection.send(messages, lambda: self._greeted(region, seat, sock))
@@ -285,6 +311,7 @@ class Server:
         log(f"{where} incarnation {seat.incarnation} is gone: {reason}")
         seat.connection = None
         region.mark(seat)
+        self.changed()
         region.ring(but=seat)
         if region.header.name in self._regions:
             try:
@@ -329,13 +356,19 @@ class Server:
             connection.end("the server died while it was greeting this client")
 
 
+def _nobody() -> None:
+    """Tell nobody."""
+
+
 class _Control:
-    """The control socket: one request and one reply at a time on each connection."""
+    """The control socket: one request and one reply at a time on each connection, and notices for who watches."""
 
     def __init__(self, loop: Loop, server: Server, path: Path) -> None:
         self._loop = loop
         self._server = server
         self._path = path
+        self._watchers: set[socket.socket] = set()
+        server.changed = self._changed
         self._listener = wire.listen(path, socket.SOCK_SEQPACKET)
         loop.accept_on(self._listener, self._accepted)
 
@@ -350,13 +383,32 @@ class _Control:
     def _request(self, sock: socket.socket) -> None:
         try:
             request = wire.receive_message(sock)
+            if request is not None and request[0].get("op") == "watch":
+                wire.close_all(request[1])
+                wire.send_message(sock, {"ok": True})
+                self._watchers.add(sock)
+                return
             if request is not None:
-                wire.send_message(sock, self._server.control(*request))
+                wire.send_message(sock, *self._server.control(*request))
                 return
         except (OSError, HostError) as error:
             log(f"control connection ended: {error}")
+        self._end(sock)
+
+    def _end(self, sock: socket.socket) -> None:
+        self._watchers.discard(sock)
         self._loop.unwatch(sock)
         sock.close()
+
+    def _changed(self) -> None:
+        for sock in tuple(self._watchers):
+            try:
+                sock.send(_NOTICE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass  # a notice that says the same is still unread
+            except OSError as error:
+                log(f"a watcher is gone: {error.strerror}")
+                self._end(sock)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ What is awaited at the same time is submitted together and announced once. Depen
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Self
 
 from idc.endpoint.blocking import check_operation, value_of
@@ -19,7 +20,7 @@ from idc.errors import ClosedError
 from idc.remote.registration import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
@@ -33,16 +34,19 @@ class AsyncCaller:
     """An endpoint on the running event loop. Arguments as `idc.endpoint.blocking.Caller`."""
 
     def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None,
-                 name: str = "the peer") -> None:
+                 name: str = "the peer", beside: Sequence[Endpoint] = ()) -> None:
         self.endpoint = Endpoint(port, client or Client(), resources or Resources(), name)
+        self._driven = [self.endpoint, *beside]
         self._loop = asyncio.get_running_loop()
         self._changed: set[asyncio.Future[None]] = set()
         self._answers: set[asyncio.Future[Completion]] = set()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._failed: BaseException | None = None
-        self._fd = self.endpoint.fileno()
-        self._loop.add_reader(self._fd, self._pump)
+        # Numbers of this object's own: another one may drive the same endpoints, and a loop knows each number once.
+        self._fds = [os.dup(endpoint.fileno()) for endpoint in self._driven]
+        for fd in self._fds:
+            self._loop.add_reader(fd, self._pump)
         self._soon()
 
     async def connected(self) -> None:
@@ -184,9 +188,10 @@ class AsyncCaller:
             self._timer.cancel()
             self._timer = None
         try:
-            endpoint.notify()
-            endpoint.pump(0.0)
-            asleep = endpoint.arm()
+            for driven in self._driven:
+                driven.notify()
+                driven.pump(0.0)
+            asleep = [driven.arm() for driven in self._driven]
         except BaseException as error:
             self._failed = error
             self._stop()
@@ -195,10 +200,10 @@ class AsyncCaller:
         self._wake(None)
         if endpoint.state is State.DESTROYED:
             self._stop()
-        elif not asleep:
+        elif not all(asleep):
             self._soon()
-        elif (patience := endpoint.patience) is not None:
-            self._timer = self._loop.call_later(patience, self._pump)
+        elif naps := [driven.patience for driven in self._driven if driven.patience is not None]:
+            self._timer = self._loop.call_later(min(naps), self._pump)
 
     def _wake(self, error: BaseException | None) -> None:
         for change in tuple(self._changed):
@@ -213,9 +218,10 @@ class AsyncCaller:
                     answer.set_exception(error)
 
     def _stop(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            self._fd = -1
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            self._loop.remove_reader(fd)
+            os.close(fd)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
+from idc.endpoint.together import drive
 from idc.errors import (
     BackPressuredError,
     ClosedError,
@@ -36,7 +37,7 @@ from idc.remote.registration import PATIENCE
 from idc.remote.resolution import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
@@ -123,14 +124,16 @@ class Caller:
         resources: made before, or default ones.
         client: who handles what comes in; by default transactions are refused and messages dropped.
         name: of the peer, for messages.
+        beside: endpoints that are driven too whenever a call waits, such as the control link to a broker.
 
     Attributes:
         endpoint: what is under it; buffers are registered there, and remote ones made.
     """
 
     def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None,
-                 name: str = "the peer") -> None:
+                 name: str = "the peer", beside: Sequence[Endpoint] = ()) -> None:
         self.endpoint = Endpoint(port, client or Client(), resources or Resources(), name)
+        self._driven = [self.endpoint, *beside]
         self._lock = threading.RLock()  # held by whoever is inside the endpoint, and by nobody who sleeps
         self._first = 0
         self._shared = False
@@ -346,7 +349,7 @@ class Caller:
                     raise TimedOutError(f"not connected in time: {self.endpoint.reason or 'the peer did not come'}")
                 raise TimedOutError("no answer in time")
         if nested or not self._shared:
-            self.endpoint.pump(min(nap, NAP_ALONE))
+            drive(self._driven, min(nap, NAP_ALONE))
             if self._shared:
                 self._wake_all()
         elif self._leader or self._closing:
@@ -369,18 +372,19 @@ class Caller:
 
     def _lead(self, nap: float) -> None:
         """Drive the endpoint for all; the lock is let go only for the sleep on its descriptor."""
-        endpoint = self.endpoint
-        if endpoint.pump(min(nap, HOLD)):
+        if drive(self._driven, min(nap, HOLD)):
             self._wake_all()
             return
-        if endpoint.state is State.DESTROYED or not endpoint.arm():
+        alive = [endpoint for endpoint in self._driven if endpoint.state is not State.DESTROYED]
+        if self.endpoint not in alive or not all(endpoint.arm() for endpoint in alive):
             self._wake_all()
             return
-        patience = endpoint.patience
+        patience = min((p for endpoint in alive if (p := endpoint.patience) is not None), default=None)
         if self._kick < 0:
             self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         poller = select.poll()
-        poller.register(endpoint.fileno(), select.POLLIN)
+        for endpoint in alive:
+            poller.register(endpoint.fileno(), select.POLLIN)
         poller.register(self._kick, select.POLLIN)
         self._asleep = True
         self._lock.release()

@@ -118,6 +118,11 @@ class SharedPort:
         self._masked = 0
         self._closed = False
 
+    @property
+    def region(self) -> Region:
+        """Where it meets its peer; closed with the last of the ports that share it."""
+        return self._region
+
     def look(self) -> bool:
         """See there. Opens this side, so that the other one sees it.
 

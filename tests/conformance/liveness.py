@@ -12,8 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from idc.domain import Service
-from idc.domain import drive as drive_all
 from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Quotas, Result
+from idc.endpoint.together import drive as drive_all
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:

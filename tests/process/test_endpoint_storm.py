@@ -21,9 +21,9 @@ import pytest
 from region_support import running
 
 from host.region import Region, RegionSpec
-from idc.domain import drive
 from idc.endpoint import Client, Completion, Endpoint, Resources, Result, State
 from idc.endpoint.aio import AsyncCaller
+from idc.endpoint.together import drive
 from idc.layout import ChannelSpec, Kind, Rights
 from idc.transport.address import open_port
 from idc.transport.local import meeting

@@ -54,6 +54,29 @@ def test_read_only_members_own_no_part() -> None:
     assert header.vectors == 1
 
 
+def test_parts_are_as_long_as_asked_and_side_by_side() -> None:
+    header = RegionHeader.plan("link", 1 << 20, PAIR, [MESSAGES], parts={"back": 5 * 4096, "front": 4096})
+    end = header.channels[0].offset + header.channels[0].length
+    assert header.parts == (layout.Part(1, end, 5 * 4096), layout.Part(0, end + 5 * 4096, 4096))
+    assert header.parts_of(0) == header.parts[1:]
+    assert RegionHeader.plan("link", 1 << 20, PAIR, [MESSAGES], parts={}).parts == ()
+    assert parse_header(pack_header(header)) == header
+
+
+@pytest.mark.parametrize(("parts", "match"), [
+    ({"side": 4096}, "no rw member"),
+    ({"reader": 4096}, "no rw member of region 'link' .rw members: front, back"),
+    ({"back": 0}, "whole pages"),
+    ({"back": -4096}, "whole pages"),
+    ({"back": 100}, "whole pages"),
+    ({"back": 1 << 20}, r"1044480 are left"),
+    ({"back": 1 << 19, "front": 1 << 19}, "left of 1048576"),
+])
+def test_parts_that_cannot_be(parts: dict[str, int], match: str) -> None:
+    with pytest.raises(LayoutError, match=match):
+        RegionHeader.plan("link", 1 << 20, PAIR | {"reader": Rights.RO}, parts=parts)
+
+
 def test_live_words_are_where_the_page_has_them() -> None:
     header = link()
     back = dataclasses.replace(header.members[1], incarnation=9, present=True)

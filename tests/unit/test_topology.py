@@ -74,6 +74,10 @@ MISTAKES = [
     ('size = "16M"', "doorbells = [{}, {}]", "[regions.ro] doorbells[1]: a second entry without a pair"),
     ("[links.fb]", "[links.fb]\ndoorbells = [{ pair = ['back', 'front'] }, { pair = ['back', 'front'] }]",
      "[links.fb] doorbells[1].pair: named twice"),
+    ('size = "16M"', "parts = { frnt = '1M' }",
+     "[regions.ro]: part for 'frnt', which is no rw member of region 'ro' (rw members: front)"),
+    ('size = "16M"', "parts = { front = '5000' }", "[regions.ro]: part for 'front' of 5000 bytes: must be whole pages"),
+    ('size = "16M"', "parts = { front = '16M' }", "[regions.ro]: part for 'front' of 16777216 bytes: 16773120"),
     ('name = "good"', 'name = "Not good"', "name: 'Not good' is no name"),
     ('name = "good"', 'accel = "hvf"', "accel: input should be 'auto', 'kvm' or 'tcg', not 'hvf'"),
 ]
@@ -89,6 +93,13 @@ def test_a_mistake_is_one_line_that_names_file_table_and_key(tmp_path: Path, goo
     text = str(caught.value)
     assert text.startswith(f"{file}: {message}")
     assert "\n" not in text
+
+
+def test_parts_reach_the_region() -> None:
+    topology = parse(tomllib.loads(GOOD.replace("[links.fb]", "[links.fb]\nparts = { back = '1M', front = '64K' }")))
+    header = resolve(topology).regions["fb"].spec("fb").plan()
+    assert [(header.members[part.owner].name, part.length) for part in header.parts] == [
+        ("back", 1 << 20), ("front", 1 << 16)]
 
 
 def test_what_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
@@ -180,3 +191,29 @@ def test_faults_of_doorbells_are_resolved_to_pairs() -> None:
     assert {pair for pair, bells in plan.items() if bells == Doorbells(drop=0.5, seed=7)} == set(plan) - {("b", "a")}
     assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
     assert resolved.vms["c"].gdb == "on"
+
+
+BROKERED = '[broker]\npatience = 2.0\npiece = "64K"\n[links.fb]'
+
+
+def test_a_broker_takes_a_port_of_each_member_and_prints_back() -> None:
+    resolved = resolve(parse(tomllib.loads(GOOD.replace("[links.fb]", BROKERED).replace("cpus = 2", "region_ports=3"))))
+    assert resolved.broker is not None
+    assert (resolved.broker.members, resolved.broker.piece) == (("front", "back"), 1 << 16)
+    assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
+    assert resolve(parse(tomllib.loads(GOOD))).broker is None
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), [
+    ("[links.fb]", "[broker]\nmembers = ['frnt']\n[links.fb]", "[broker] members: 'frnt' is no VM of this testbed;"),
+    ("[links.fb]", "[broker]\npatience = 0.0\n[links.fb]", "[broker] patience: 0 is no time to answer in"),
+    ("[links.fb]", "[broker]\npeace = '1M'\n[links.fb]", "[broker]: no such key 'peace'; did you mean 'piece'?"),
+    ("[links.fb]", "[broker]\n[links.control-a]", "[links.control-a]: names that begin with 'control-' are"),
+    ("[vms.front]", "[broker]\n[vms.broker]\n[vms.front]", "[broker]: 'broker' is the broker's own name"),
+    ("cpus = 2", "region_ports = 2\n[broker]",
+     "[vms.back] region_ports: 2 are not enough for its 2 regions (ro, fb) and its control link"),
+])
+def test_mistakes_about_the_broker(good: str, bad: str, message: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        resolve(parse(tomllib.loads(GOOD.replace(good, bad, 1))))
+    assert str(caught.value).startswith(f"topology: {message}")
