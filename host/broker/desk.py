@@ -40,13 +40,13 @@ class Limits:
     Attributes:
         piece: bytes that are copied before the next asker has its turn: some tenths of a millisecond.
         patience: seconds that an owner has to answer RESOLVE.
-        leases: of one owner, kept for reuse.
+        leases: of one owner, kept for reuse; fewer than an owner gives one holder by default.
         refusals: of an asker's references by their owners: so many at once, and so many more each second.
     """
 
     piece: int = 1 << 20
     patience: float = 5.0
-    leases: int = 1024
+    leases: int = 32
     refusals: float = 64.0
 
 

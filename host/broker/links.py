@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from host.broker import CHANNEL, MEMBER, PREFIX
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Seconds until a control region is joined again that could not be joined, or whose link failed.
 RETRY: Final = 1.0
+#: Leases that wait to be given back to a domain that takes no messages; what is beyond that is its own loss.
+RELEASES: Final = 4096
 #: Seconds between two lines about why one link ended.
 LOG_EVERY: Final = 1.0
 #: Seconds for the greeting of the region server.
@@ -70,6 +73,7 @@ class Link(Client):
                  incarnation: Callable[[Domain], int]) -> None:
         self.domain = Domain(header.uuid, name, 0)
         self._log_after = 0.0
+        self._releases: deque[int] = deque(maxlen=RELEASES)
         self._desk = desk
         self._incarnation = incarnation
         region = join(socket, timeout=JOIN_TIMEOUT, header=header)
@@ -106,6 +110,7 @@ class Link(Client):
             self._log_after = now + LOG_EVERY
             log.info("domain %s: %s", self.domain.name, endpoint.reason)
         self._desk.leave(self.domain.uuid)
+        self._releases.clear()
         done()
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
@@ -155,11 +160,19 @@ class Link(Client):
             return True
 
     def release(self, lease: int) -> None:
-        """See there. A message that finds no room is not sent: the owner then asks in vain for what is not held."""
-        try:
-            self.endpoint.submit_message(frames.release(lease))
-        except IdcError as error:
-            log.debug("domain %s: %s", self.domain.name, error)
+        """See there. Sent when there is room."""
+        self._releases.append(lease)
+        self._send_releases()
+
+    def _send_releases(self) -> None:
+        while self._releases:
+            body = frames.release(self._releases[0])
+            try:
+                if self.endpoint.submit_message(body, lambda _: self._send_releases()) is not Result.OK:
+                    return
+            except IdcError as error:  # it accepts shorter messages than a domain of ours does
+                log.debug("domain %s: %s", self.domain.name, error)
+            self._releases.popleft()
 
 
 class Links:

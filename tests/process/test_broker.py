@@ -384,6 +384,19 @@ def test_an_owner_revokes_and_is_told_when_nothing_uses_it() -> None:
         refused(copy(everybody, back, source, reference, 10), Refusal.STALE)
 
 
+def test_leases_that_are_not_kept_are_given_back() -> None:
+    with bench() as here:
+        front, back = everybody = here.party("front", "back")
+        _, reference = back.allocate("middle-back", bytes(PAGE))
+        for n in range(100):
+            _, source = front.allocate("front-middle", bytes([n]) * 64)
+            ok(copy(everybody, back, source, reference, 64), 64)
+        held = [lease for lease, slot in front.exports.held.items() if slot != -1]
+        drive(everybody, lambda: sum(slot != -1 for slot in front.exports.held.values()) == 32)
+        assert held[-32:] == list(range(69, 101))
+        assert here.service.broker_status()["leases"] == 32
+
+
 def test_memory_is_opened_when_needed_and_no_more_than_so_much_of_it() -> None:
     pairs = (("a", "b"), ("c", "d"), ("e", "f"))
     with bench("--regions", "2", size=MIB, links=pairs) as here:
