@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from host import wire
-from host.broker.desk import Limits
+from host.broker.records import Limits
 from host.broker.service import Service
 from host.errors import HostError
 

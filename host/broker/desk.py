@@ -5,18 +5,18 @@
 
 A domain can hold up only itself: askers take turns by pieces of bounded length, an owner that does not answer costs its
 askers a time-out, and who names refused references faster than a rate is refused without any owner being asked.
-Depends on host.broker.checks and idc.
+Depends on host.broker.checks, host.broker.records and idc.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from host.broker import checks
-from host.broker.checks import Claim, Denied, Domain, Span
+from host.broker.checks import Denied, Domain, Span
+from host.broker.records import Counts, Held, Job, Limits, Meter, Question, Seat, Side
 from idc.remote import controlframes as frames
 from idc.remote.resolution import Lease, OwnerCopy, Refusal
 
@@ -24,30 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from uuid import UUID
 
-    from host.broker.checks import Key
+    from host.broker.records import Answer
     from idc.layout import RegionHeader
     from idc.remote.reference import Access
     from idc.remote.resolution import Resolution
-
-    #: Answer of a request: error code (0 for none) and status.
-    Answer = Callable[[int, bytes], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one domain may use of the broker.
-
-    Attributes:
-        piece: bytes that are copied before the next asker has its turn: some tenths of a millisecond.
-        patience: seconds that an owner has to answer RESOLVE.
-        leases: of one owner, kept for reuse; fewer than an owner gives one holder by default.
-        refusals: of an asker's references by their owners: so many at once, and so many more each second.
-    """
-
-    piece: int = 1 << 20
-    patience: float = 5.0
-    leases: int = 32
-    refusals: float = 64.0
 
 
 class Outside(Protocol):
@@ -62,99 +42,6 @@ class Outside(Protocol):
 
     def copy(self, source: Span, target: Span) -> None:
         """Copy, at once. Raises Denied if the memory cannot be had."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Of one domain since the broker started, as an asker (first six) and as an owner.
-
-    Attributes:
-        requests: COPY received.
-        refused: of them, answered with a refusal.
-        pieces: copies made, each at most `Limits.piece` long.
-        copied: bytes copied, each once.
-        asked: RESOLVE sent to it.
-        timeouts: of them, not answered in time.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    pieces: int = 0
-    copied: int = 0
-    asked: int = 0
-    timeouts: int = 0
-
-
-@dataclass(slots=True)
-class _Meter:
-    """What is known of a domain from one connection to the next: to connect again must gain it nothing.
-
-    Attributes:
-        counts: see there.
-        tokens: refusals that it has left, see `Limits.refusals`.
-        refilled: when that was worked out.
-    """
-
-    counts: Counts
-    tokens: float
-    refilled: float
-
-
-@dataclass(slots=True)
-class _Held:
-    """A lease and how many jobs rely on it."""
-
-    lease: Lease
-    users: int = 0
-
-
-@dataclass(slots=True)
-class _Side:
-    """One of a job's two references."""
-
-    claim: Claim
-    held: _Held | None = None
-    span: Span | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One COPY."""
-
-    asker: _Seat
-    source: _Side
-    target: _Side
-    answer: Answer
-    deadline: float
-    done: int = 0
-    over: bool = False
-
-    @property
-    def sides(self) -> tuple[_Side, _Side]:
-        return self.source, self.target
-
-
-@dataclass(slots=True, eq=False)
-class _Question:
-    """A RESOLVE that is to be sent, or was and has no answer yet, and who waits for it."""
-
-    claim: Claim
-    waiting: list[tuple[_Job, _Side]] = field(default_factory=list)
-    sent: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """A connected domain: as an asker its queue, as an owner its leases."""
-
-    domain: Domain
-    meter: _Meter
-    queue: deque[_Job] = field(default_factory=deque)
-    jobs: set[_Job] = field(default_factory=set)
-    leases: OrderedDict[Key, _Held] = field(default_factory=OrderedDict)
-    questions: dict[Key, _Question] = field(default_factory=dict)
-    unsent: deque[_Question] = field(default_factory=deque)
-    revoking: list[tuple[list[_Held], Callable[[], None]]] = field(default_factory=list)
 
 
 #: Domains that are gone whose meters are kept, the latest.
@@ -173,21 +60,21 @@ class Desk:
         self.limits = limits or Limits()
         self.regions: Mapping[UUID, RegionHeader] = {}
         self._outside = outside
-        self._seats: dict[UUID, _Seat] = {}
-        self._turns: deque[_Seat] = deque()
-        self._meters: OrderedDict[UUID, _Meter] = OrderedDict()
+        self._seats: dict[UUID, Seat] = {}
+        self._turns: deque[Seat] = deque()
+        self._meters: OrderedDict[UUID, Meter] = OrderedDict()
         self._names: dict[UUID, str] = {}
 
     # -- domains and regions
 
     def arrive(self, domain: Domain, now: float) -> None:
         """A domain's control link is connected; `leave` was called for the connection before."""
-        meter = self._meters.setdefault(domain.uuid, _Meter(Counts(), self.limits.refusals, now))
+        meter = self._meters.setdefault(domain.uuid, Meter(Counts(), self.limits.refusals, now))
         self._meters.move_to_end(domain.uuid)
         self._names[domain.uuid] = domain.name
         while len(self._meters) > max(_REMEMBERED, len(self._seats) + 1):
             del self._names[self._meters.popitem(last=False)[0]]
-        self._seats[domain.uuid] = _Seat(domain, meter)
+        self._seats[domain.uuid] = Seat(domain, meter)
 
     def leave(self, uuid: UUID) -> None:
         """Its control link is lost: what it asked for is given up, what others ask of it is refused or interrupted."""
@@ -254,7 +141,7 @@ class Desk:
         except Denied as denied:
             self._refuse(seat, answer, denied.refusal, str(denied))
             return
-        job = _Job(seat, _Side(source), _Side(target), answer, now + self.limits.patience)
+        job = Job(seat, Side(source), Side(target), answer, now + self.limits.patience)
         seat.jobs.add(job)
         for side, given in ((job.source, asked.source_lease), (job.target, asked.target_lease)):
             if job.over:
@@ -329,7 +216,7 @@ class Desk:
 
     # -- within
 
-    def _resolve(self, job: _Job, side: _Side, now: float) -> None:
+    def _resolve(self, job: Job, side: Side, now: float) -> None:
         """Have the side's lease: kept from before, asked for already, or to be asked for."""
         owner = self._seats[side.claim.owner.uuid]
         key = side.claim.key
@@ -343,22 +230,22 @@ class Desk:
             return
         question = owner.questions.get(key)
         if question is None:
-            question = owner.questions[key] = _Question(side.claim)
+            question = owner.questions[key] = Question(side.claim)
             owner.unsent.append(question)
         question.waiting.append((job, side))
         self._send_unsent(owner)
 
-    def _take(self, job: _Job, side: _Side, given: Lease) -> None:
+    def _take(self, job: Job, side: Side, given: Lease) -> None:
         """The asker's lease on its own buffer: as good as its answer to RESOLVE, for this one copy."""
         claim = side.claim
         try:
             if claim.owner.uuid != job.asker.domain.uuid:
                 raise Denied(Refusal.RIGHTS, f"a lease of the asker's on a buffer of {claim.owner.name}")
-            self._hold(side, _Held(checks.admit(claim.owner, claim.reference, claim.access, given, self.regions)))
+            self._hold(side, Held(checks.admit(claim.owner, claim.reference, claim.access, given, self.regions)))
         except Denied as denied:
             self._finish(job, denied.refusal, str(denied))
 
-    def _send_unsent(self, owner: _Seat) -> None:
+    def _send_unsent(self, owner: Seat) -> None:
         while owner.unsent:
             question = owner.unsent.popleft()
             question.sent = True
@@ -369,7 +256,7 @@ class Desk:
                 return
             owner.meter.counts.asked += 1
 
-    def _answered(self, owner: _Seat, question: _Question, answer: Resolution | None) -> None:
+    def _answered(self, owner: Seat, question: Question, answer: Resolution | None) -> None:
         if answer is None or self._seats.get(owner.domain.uuid) is not owner:
             return  # the link was lost: `leave` answers the askers
         claim, waiting = question.claim, question.waiting
@@ -384,21 +271,21 @@ class Desk:
                     job.asker.meter.tokens -= 1
                 self._finish(job, denied.refusal, str(denied))
         else:
-            held = owner.leases[claim.key] = _Held(lease)
+            held = owner.leases[claim.key] = Held(lease)
             for job, side in tuple(waiting):
                 self._hold(side, held)
                 self._start(job)
             self._trim(owner)
         self._send_unsent(owner)
 
-    def _may_ask(self, asker: _Seat, now: float) -> bool:
+    def _may_ask(self, asker: Seat, now: float) -> bool:
         rate = self.limits.refusals
         meter = asker.meter
         meter.tokens = min(rate, meter.tokens + (now - meter.refilled) * rate)
         meter.refilled = now
         return meter.tokens >= 1
 
-    def _trim(self, owner: _Seat) -> None:
+    def _trim(self, owner: Seat) -> None:
         """Give back the leases that were used longest ago, as far as nothing uses them now."""
         excess = len(owner.leases) - self.limits.leases
         for key, held in tuple(owner.leases.items()) if excess > 0 else ():
@@ -407,11 +294,11 @@ class Desk:
                 del owner.leases[key]
                 self._outside.release(owner.domain, held.lease.lease)
 
-    def _hold(self, side: _Side, held: _Held) -> None:
+    def _hold(self, side: Side, held: Held) -> None:
         side.held = held
         held.users += 1
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: Job) -> None:
         """Queue it, if both sides are there now."""
         source, target = job.source, job.target
         if job.over or source.held is None or target.held is None or job in job.asker.queue:
@@ -427,13 +314,13 @@ class Desk:
         if job.asker not in self._turns:
             self._turns.append(job.asker)
 
-    def _give_up(self, job: _Job, why: str) -> None:
+    def _give_up(self, job: Job, why: str) -> None:
         if job.done:
             self._finish(job, Refusal.FAILED, f"{why} after {job.done} bytes were copied")
         else:
             self._finish(job, Refusal.STALE, why)
 
-    def _finish(self, job: _Job, code: int, reason: str) -> None:
+    def _finish(self, job: Job, code: int, reason: str) -> None:
         if job.over:
             return
         job.over = True
@@ -458,7 +345,7 @@ class Desk:
             if owner is not None:
                 self._quiet(owner)
 
-    def _forget(self, job: _Job, side: _Side) -> None:
+    def _forget(self, job: Job, side: Side) -> None:
         """A question without anybody left to wait is not sent; one that was sent keeps its place until the answer."""
         owner = self._seats.get(side.claim.owner.uuid)
         question = owner.questions.get(side.claim.key) if owner is not None else None
@@ -469,13 +356,13 @@ class Desk:
             del owner.questions[side.claim.key]
             owner.unsent.remove(question)
 
-    def _quiet(self, owner: _Seat) -> None:
+    def _quiet(self, owner: Seat) -> None:
         """Answer those REVOKEs whose leases nothing uses any more."""
         settled = [entry for entry in owner.revoking if not any(held.users for held in entry[0])]
         owner.revoking = [entry for entry in owner.revoking if entry not in settled]
         for _, done in settled:
             done()
 
-    def _refuse(self, seat: _Seat, answer: Answer, refusal: Refusal, reason: str) -> None:
+    def _refuse(self, seat: Seat, answer: Answer, refusal: Refusal, reason: str) -> None:
         seat.meter.counts.refused += 1
         answer(int(refusal), frames.reason(reason))

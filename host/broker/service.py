@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from host import wire
 from host.broker.checks import Denied, Domain, Span
 from host.broker.custody import Custody
-from host.broker.desk import Desk, Limits
+from host.broker.desk import Desk
 from host.broker.directory import Directory
 from host.broker.links import Links
 from host.errors import HostError, ServerError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from host.broker.records import Limits
     from idc.remote.reference import Access
     from idc.remote.resolution import Resolution
 

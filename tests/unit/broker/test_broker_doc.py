@@ -7,7 +7,7 @@ from pathlib import Path
 
 import host.broker
 from host.broker import checks, service
-from host.broker.desk import Limits
+from host.broker.records import Limits
 from idc.remote import controlframes as frames
 from idc.remote.resolution import Refusal
 

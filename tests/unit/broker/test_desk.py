@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.broker.checks import Denied, Domain, Span
-from host.broker.desk import Desk, Limits
+from host.broker.desk import Desk
+from host.broker.records import Limits
 from idc.layout import PAGE, RegionHeader, Rights
 from idc.remote import controlframes as frames
 from idc.remote.controlframes import CopyRequest
