@@ -383,15 +383,30 @@ def test_a_broker_that_is_back_pressured_is_told_on(apart: Apart) -> None:
         one.unregister()
 
 
-def test_a_host_copy_under_way_completes_after_the_connection_is_lost(apart: Apart) -> None:
-    """The broker may be writing to the local buffer: to say that it is over before it is would be a lie."""
-    remote = apart.front.remote(apart.registration.reference(), route=Route.HOST)
+@pytest.mark.parametrize("refusal", [None, Refusal.STALE, Refusal.NO_ROUTE])
+def test_a_host_copy_under_way_completes_after_the_connection_is_lost(apart: Apart, refusal: Refusal | None) -> None:
+    """The broker may be writing to the local buffer: to say that it is over before it is would be a lie.
+
+    Nothing of it goes over the connection that follows: no other route, and the owner is not told.
+    """
+    filled: list[tuple[int, int]] = []
+    registration = apart.back.register(apart.a.fill(DATA), RW, filled=lambda *what: filled.append(what), outlives=True)
+    remote = apart.front.remote(registration.reference())
     page = apart.c.pool.allocate_like(remote)
     told: list[Completion] = []
-    remote.receive_from(page, told.append)
+    remote.send_to(page, told.append, filled=True)
     drive(apart.front, apart.back, until=lambda: bool(apart.broker.todo))
+    connections = apart.front.connections
     apart.front.disconnect()
+    drive(apart.front, apart.back, until=lambda: apart.front.connections > connections
+          and apart.front.state is apart.back.state is State.CONNECTED)
     assert not told
-    apart.broker.refuse = Refusal.STALE
+    apart.broker.refuse = refusal
     apart.until(lambda: bool(told))
-    assert told[0].error == Refusal.STALE
+    if refusal is None:
+        assert told[0].result is Result.OUTCOME_UNKNOWN
+    else:
+        assert told[0].error == refusal
+    assert not filled
+    assert apart.a.exports.counter.copied == 0
+    registration.unregister()

@@ -148,6 +148,20 @@ def test_many_transfers_are_bounded_by_slots(apart: Pair) -> None:
     apart.until(lambda: len(told) == 5)
 
 
+def test_what_is_shared_by_a_copy_takes_one_slot(apart: Pair) -> None:
+    remote = apart.front.remote(apart.back.register(process_memory(bytearray(50_000)), RW).reference())
+    told: list[Completion] = []
+    results = [remote.share(lambda completion, _: told.append(completion)) for _ in range(3)]
+    for _ in range(8):
+        apart.front.pump()
+        apart.back.pump()
+    assert not told
+    results += [remote.share(lambda completion, _: told.append(completion)) for _ in range(2)]
+    assert results == [Result.OK] * 4 + [Result.BACK_PRESSURED]
+    apart.until(lambda: len(told) == 4)
+    assert {completion.result for completion in told} == {Result.OK}
+
+
 def test_tables_are_bounded_and_nothing_is_half_made(pair: Pair) -> None:
     buffer = pair.owner.fill(DATA)
     registrations = [pair.back.register(buffer, RW) for _ in range(8)]
