@@ -343,6 +343,30 @@ def test_a_broker_copies_once_between_regions_that_nobody_shares(apart: Apart) -
     assert told == [Completion(Result.OK)]
 
 
+def test_a_forwarded_reference_works_by_the_broker_and_the_bytes_pass_no_middle(far: LocalRegion) -> None:
+    near = LocalRegion(size=SIZE)
+    a, c = Site(join(far, [0])[0]), Site(join(near, [0])[0])
+    broker = FakeBroker(a, c)
+    chain = Chain(a, Site(), c, broker=broker)
+    registration = chain.a_b.register(a.fill(DATA, 5), RW)
+    remote = chain.passed(registration)
+    page, told = c.pool.allocate_like(remote), list[Completion]()
+    assert remote.receive_from(page, told.append) is Result.OK
+
+    def turned() -> bool:
+        broker.turn()
+        return bool(told)
+
+    chain.until(turned)
+    assert (told[0].result, bytes(c.pool.view(page))) == (Result.OK, DATA)
+    assert (remote.route, remote.counter.copied, broker.copied) == (Route.HOST, len(DATA), len(DATA))
+    assert [site.exports.counter.copied for site in (a, chain.b, c)] == [0, 0, 0]
+    chain.until(lambda: registration.holders == ["broker"])  # what C got by B is given back
+    registration.unregister()
+    chain.close()
+    near.close()
+
+
 def test_what_a_broker_cannot_reach_goes_by_owner_copy(apart: Apart) -> None:
     remote = apart.front.remote(apart.registration.reference())
     assert received(apart, remote, process_memory(bytearray(len(DATA)))) is Route.OWNER  # not pages, here

@@ -73,6 +73,23 @@ def test_pages_that_both_map_are_copied_once_and_keep_their_alignment(pair: Pair
     assert bytes(pair.owner.pool.view(registration.buffer)) == DATA[::-1]
 
 
+@pytest.mark.parametrize("route", [Route.DIRECT, Route.OWNER])
+@pytest.mark.parametrize("skew", [0, 1, 4095])
+def test_the_offset_in_the_page_survives_each_route(pair: Pair, route: Route, skew: int) -> None:
+    """Whoever receives pages at the same offset can share them on."""
+    registration = pair.back.register(pair.owner.fill(bytes(8) + DATA, skew), RW)
+    memory = pair.back.register(process_memory(bytearray(bytes(8) + DATA)), RW)
+    for one in (registration, memory) if route is Route.OWNER else (registration,):
+        remote = pair.front.remote(one.reference(8), route=route)
+        assert remote.offset_in_page == one.buffer.slice(8, 1).offset_in_page
+        page = pair.holder.pool.allocate_like(remote)
+        assert pair.ended(partial(remote.receive_from, page)).result is Result.OK
+        assert page.offset_in_page == remote.offset_in_page
+        passed_on = pair.holder.exports.registry.share(page)
+        assert passed_on.offset_in_page == remote.offset_in_page
+        assert bytes(pair.holder.pool.view(page)) == DATA
+
+
 def test_process_memory_goes_by_owner_copy_in_pieces(apart: Pair) -> None:
     memory = bytearray(DATA)
     registration = apart.back.register(process_memory(memory), RW)
