@@ -109,7 +109,7 @@ class _Borrow(Operation):
             self._result = Borrowed(self.buffer, target, Strategy.COPY)
             self.finish(completion)
 
-        Transfer(self.buffer, target, 0, copied, writing=False).begin_within(self)
+        Transfer(self.buffer, target, 0, copied, writing=False).begin_part()
 
 
 class Share(_Borrow):

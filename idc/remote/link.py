@@ -159,6 +159,11 @@ class Link:
         return min(session.peer.ask_bytes, session.accepts.ask_bytes)
 
     @property
+    def under_way(self) -> int:
+        """Operations that have a slot."""
+        return sum(not operation.part for operation in self.operations)
+
+    @property
     def connected(self) -> bool:
         """Whether there is a connection."""
         return self._session is not None and not self._session.over

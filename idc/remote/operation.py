@@ -35,12 +35,17 @@ class Operation:
     Args:
         buffer: remote.
         done: called once with how it ended.
+
+    Attributes:
+        over: it has completed.
+        part: of another operation, whose slot serves both.
     """
 
     def __init__(self, buffer: RemoteBuffer, done: Callable[[Completion], None] | None) -> None:
         self.buffer = buffer
         self.link = buffer.link
         self.over = False
+        self.part = False
         self._done = done
         self._using = False
 
@@ -51,15 +56,15 @@ class Operation:
             return Result.CLOSED
         if not link.connected:
             return Result.NOT_CONNECTED
-        if len(link.operations) >= link.resources.operations:
+        if link.under_way >= link.resources.operations:
             return Result.BACK_PRESSURED
         self._enter()
         link.runnable.append(self)
         return Result.OK
 
-    def begin_within(self, whole: Operation) -> None:
-        """Begin as part of another operation, in whose slot this one counts too."""
-        del whole
+    def begin_part(self) -> None:
+        """Begin as part of another operation, which has the slot."""
+        self.part = True
         self._enter()
         self.again()
 

@@ -87,7 +87,9 @@ class Transfer(Operation):
 
     def _complete(self) -> None:
         """All bytes are moved."""
-        if self._tell:
+        if self._tell and self.buffer.lost:
+            self.finish(Completion(Result.OUTCOME_UNKNOWN, reason="moved, but the owner was not told"))
+        elif self._tell:
             self.buffer.tell(self._offset, self._local.length, self.finish)
         else:
             self.finish(Completion(Result.OK))
@@ -150,7 +152,7 @@ class Transfer(Operation):
         elif completion.result is Result.OK:
             self.buffer.counter.copied += self._local.length
             self._complete()
-        elif completion.error == Refusal.NO_ROUTE and self.buffer.forced is None and self.link.connected:
+        elif completion.error == Refusal.NO_ROUTE and self.buffer.forced is None and not self.buffer.lost:
             self.buffer.no_host = True
             self.go()
         else:

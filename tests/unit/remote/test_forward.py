@@ -343,6 +343,30 @@ def test_a_broker_copies_once_between_regions_that_nobody_shares(apart: Apart) -
     assert told == [Completion(Result.OK)]
 
 
+def test_a_forwarded_reference_works_by_the_broker_and_the_bytes_pass_no_middle(far: LocalRegion) -> None:
+    near = LocalRegion(size=SIZE)
+    a, c = Site(join(far, [0])[0]), Site(join(near, [0])[0])
+    broker = FakeBroker(a, c)
+    chain = Chain(a, Site(), c, broker=broker)
+    registration = chain.a_b.register(a.fill(DATA, 5), RW)
+    remote = chain.passed(registration)
+    page, told = c.pool.allocate_like(remote), list[Completion]()
+    assert remote.receive_from(page, told.append) is Result.OK
+
+    def turned() -> bool:
+        broker.turn()
+        return bool(told)
+
+    chain.until(turned)
+    assert (told[0].result, bytes(c.pool.view(page))) == (Result.OK, DATA)
+    assert (remote.route, remote.counter.copied, broker.copied) == (Route.HOST, len(DATA), len(DATA))
+    assert [site.exports.counter.copied for site in (a, chain.b, c)] == [0, 0, 0]
+    chain.until(lambda: registration.holders == ["broker"])  # what C got by B is given back
+    registration.unregister()
+    chain.close()
+    near.close()
+
+
 def test_what_a_broker_cannot_reach_goes_by_owner_copy(apart: Apart) -> None:
     remote = apart.front.remote(apart.registration.reference())
     assert received(apart, remote, process_memory(bytearray(len(DATA)))) is Route.OWNER  # not pages, here
@@ -383,15 +407,30 @@ def test_a_broker_that_is_back_pressured_is_told_on(apart: Apart) -> None:
         one.unregister()
 
 
-def test_a_host_copy_under_way_completes_after_the_connection_is_lost(apart: Apart) -> None:
-    """The broker may be writing to the local buffer: to say that it is over before it is would be a lie."""
-    remote = apart.front.remote(apart.registration.reference(), route=Route.HOST)
+@pytest.mark.parametrize("refusal", [None, Refusal.STALE, Refusal.NO_ROUTE])
+def test_a_host_copy_under_way_completes_after_the_connection_is_lost(apart: Apart, refusal: Refusal | None) -> None:
+    """The broker may be writing to the local buffer: to say that it is over before it is would be a lie.
+
+    Nothing of it goes over the connection that follows: no other route, and the owner is not told.
+    """
+    filled: list[tuple[int, int]] = []
+    registration = apart.back.register(apart.a.fill(DATA), RW, filled=lambda *what: filled.append(what), outlives=True)
+    remote = apart.front.remote(registration.reference())
     page = apart.c.pool.allocate_like(remote)
     told: list[Completion] = []
-    remote.receive_from(page, told.append)
+    remote.send_to(page, told.append, filled=True)
     drive(apart.front, apart.back, until=lambda: bool(apart.broker.todo))
+    connections = apart.front.connections
     apart.front.disconnect()
+    drive(apart.front, apart.back, until=lambda: apart.front.connections > connections
+          and apart.front.state is apart.back.state is State.CONNECTED)
     assert not told
-    apart.broker.refuse = Refusal.STALE
+    apart.broker.refuse = refusal
     apart.until(lambda: bool(told))
-    assert told[0].error == Refusal.STALE
+    if refusal is None:
+        assert told[0].result is Result.OUTCOME_UNKNOWN
+    else:
+        assert told[0].error == refusal
+    assert not filled
+    assert apart.a.exports.counter.copied == 0
+    registration.unregister()

@@ -233,7 +233,7 @@ class Model(RuleBasedStateMachine):
                 lent.writes -= 1
             link: Any = self.front._party
             assert (result is Result.CLOSED) == used.remote.closed
-            assert result is Result.CLOSED or (result is Result.BACK_PRESSURED and len(link.operations) == 4)
+            assert result is Result.CLOSED or (result is Result.BACK_PRESSURED and link.under_way == 4)
 
     @precondition(lambda self: self.used)
     @rule(data=st.data())

@@ -73,6 +73,23 @@ def test_pages_that_both_map_are_copied_once_and_keep_their_alignment(pair: Pair
     assert bytes(pair.owner.pool.view(registration.buffer)) == DATA[::-1]
 
 
+@pytest.mark.parametrize("route", [Route.DIRECT, Route.OWNER])
+@pytest.mark.parametrize("skew", [0, 1, 4095])
+def test_the_offset_in_the_page_survives_each_route(pair: Pair, route: Route, skew: int) -> None:
+    """Whoever receives pages at the same offset can share them on."""
+    registration = pair.back.register(pair.owner.fill(bytes(8) + DATA, skew), RW)
+    memory = pair.back.register(process_memory(bytearray(bytes(8) + DATA)), RW)
+    for one in (registration, memory) if route is Route.OWNER else (registration,):
+        remote = pair.front.remote(one.reference(8), route=route)
+        assert remote.offset_in_page == one.buffer.slice(8, 1).offset_in_page
+        page = pair.holder.pool.allocate_like(remote)
+        assert pair.ended(partial(remote.receive_from, page)).result is Result.OK
+        assert page.offset_in_page == remote.offset_in_page
+        passed_on = pair.holder.exports.registry.share(page)
+        assert passed_on.offset_in_page == remote.offset_in_page
+        assert bytes(pair.holder.pool.view(page)) == DATA
+
+
 def test_process_memory_goes_by_owner_copy_in_pieces(apart: Pair) -> None:
     memory = bytearray(DATA)
     registration = apart.back.register(process_memory(memory), RW)
@@ -146,6 +163,20 @@ def test_many_transfers_are_bounded_by_slots(apart: Pair) -> None:
     assert {completion.result for completion in told} == {Result.OK}
     assert remote.receive_from(process_memory(bytearray(1)), told.append) is Result.OK
     apart.until(lambda: len(told) == 5)
+
+
+def test_what_is_shared_by_a_copy_takes_one_slot(apart: Pair) -> None:
+    remote = apart.front.remote(apart.back.register(process_memory(bytearray(50_000)), RW).reference())
+    told: list[Completion] = []
+    results = [remote.share(lambda completion, _: told.append(completion)) for _ in range(3)]
+    for _ in range(8):
+        apart.front.pump()
+        apart.back.pump()
+    assert not told
+    results += [remote.share(lambda completion, _: told.append(completion)) for _ in range(2)]
+    assert results == [Result.OK] * 4 + [Result.BACK_PRESSURED]
+    apart.until(lambda: len(told) == 4)
+    assert {completion.result for completion in told} == {Result.OK}
 
 
 def test_tables_are_bounded_and_nothing_is_half_made(pair: Pair) -> None:
