@@ -122,6 +122,17 @@ class SharedPort:
         self.frame_bytes = entry.slot_size - SLOT_HEADER
         self._closed = False
 
+    @property
+    def spin(self) -> float:
+        """Seconds to poll before sleeping, of this connection and of those to come."""
+        return self._spin
+
+    @spin.setter
+    def spin(self, seconds: float) -> None:
+        self._spin = seconds
+        if self._current is not None and not self._current.closed:
+            self._current.channel.sender.spin = self._current.channel.receiver.spin = seconds
+
     def look(self) -> bool:
         """See there. Opens this side, so that the other one sees it.
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from idc.measure.calls import CALLS
 from idc.measure.plain import BATCH
 from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
 
@@ -40,6 +41,10 @@ class Key:
     api: str
     size: int
     unit: str
+    outstanding: int | None = None
+    strategy: str | None = None
+    route: str | None = None
+    touched: bool | None = None
 
 
 @dataclass
@@ -209,9 +214,20 @@ def _rtt(channel: str, api: str, mode: str, size: int) -> Commands:
          "warm": -(-warm // per) * per})
 
 
-def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt") -> Loop:
+def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt", path: str = "ivshmem") -> Loop:
     """Messages there and back through the rings."""
-    return Loop(pair, Key(name, "ivshmem", mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+    return Loop(pair, Key(name, path, mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+
+
+def transact(pair: Pair, mode: str | None, api: str, size: int, outstanding: int = 1, *, path: str = "ivshmem",
+             name: str = CALLS) -> Loop:  # fmt: skip
+    """Transactions, there and back: each timed where there is one at a time, else how many in a second."""
+    unit = "ns" if outstanding == 1 else "txn/s"
+    return Loop(pair, Key("transact", path, mode, api, size, unit, outstanding=outstanding),
+                lambda count, per, warm: _both({"do": "transact", "api": api, "mode": mode, "size": size, "name": name,
+                                                "count": count, "per": per, "warm": -(-warm // per) * per,
+                                                "outstanding": outstanding}),
+                note="parameters and status each of that size")  # fmt: skip
 
 
 def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
@@ -310,9 +326,9 @@ def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple
                                                       for loop, rate in zip(loops, rates, strict=True)}
 
 
-def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False) -> Loop:
+def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False, name: str = "rtt") -> Loop:
     """Bytes there and back over the socket called `path`."""
-    return Loop(pair, Key("rtt", path, None, api, size, "ns"),
+    return Loop(pair, Key(name, path, None, api, size, "ns"),
                 lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
                                                 "count": count, "per": per, "warm": -(-warm // per) * per,
                                                 "polls": polls}),
