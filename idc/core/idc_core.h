@@ -129,6 +129,7 @@ int64_t idc_available(struct idc_ring *r);
 /* --- messages ---
  * Sends return the length (0 for an empty message) or a negative result; receives likewise. */
 int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t n);
+int64_t idc_msg_post_one(struct idc_ring *r, const void *buf, uint64_t len);
 int64_t idc_msg_send(struct idc_ring *r, const void *buf, uint64_t len, int64_t spin_ns, int64_t timeout_ns);
 int64_t idc_msg_sendv(struct idc_ring *r, const struct idc_part *parts, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns);

@@ -34,6 +34,9 @@ GOOD_AFTER = 1.0
 #: Seconds between two looks for a peer that is not connected, where nothing else wakes the endpoint.
 UNCONNECTED_LOOK = 0.05
 
+# Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
+_CONNECTED, _OK = State.CONNECTED, Result.OK
+
 log = logging.getLogger("idc.endpoint")
 
 
@@ -163,13 +166,15 @@ class Endpoint:
             TooBigError: the parameters are longer than the peer accepts.
         """
         session = self._session
-        if session is None or self.state is not State.CONNECTED:
+        if session is None or self.state is not _CONNECTED:
             return self._unconnected()
         try:
             result = session.submit_transaction(parameters, done, ordered=ordered)
         except DisconnectedError as error:
             return self._lost(error)
-        return self._sent(result, notify=notify)
+        if notify and self._dirty:
+            self.notify()
+        return result
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
@@ -180,7 +185,9 @@ class Endpoint:
             result = session.submit_message(body, done)
         except DisconnectedError as error:
             return self._lost(error)
-        return self._sent(result, notify=notify)
+        if notify:
+            self.notify()
+        return result
 
     def notify(self) -> None:
         """Wake the peer for what was submitted."""
@@ -238,7 +245,7 @@ class Endpoint:
 
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
-        if self.state is State.CONNECTED:
+        if self.state is _CONNECTED:
             return self._take(timeout)
         if self.state is State.DESTROYED:
             return False
@@ -306,7 +313,7 @@ class Endpoint:
                 return  # it does not fit, or is over already
         assert self._session is not None
         try:
-            self._refill(0.0)
+            self._inbox.extend(self._carrier.take(0.0))
             while self._inbox and not self._session.greeted:
                 self._session.receive(self._inbox.popleft())
         except DisconnectedError as error:
@@ -345,40 +352,45 @@ class Endpoint:
             raise
         self._dirty = True
 
-    def _refill(self, timeout: float) -> bool:
-        assert self._carrier is not None
-        frames_there = self._carrier.take(timeout)
-        self._inbox.extend(frames_there)
-        return bool(frames_there)
-
     def _take(self, timeout: float) -> bool:
-        self.notify()
+        if self._dirty:
+            self.notify()
+        inbox = self._inbox
         try:
             if self._broken is not None:
                 raise self._broken
-            if self.state is State.CONNECTED and not self._inbox and not self._refill(timeout):
-                return False
-            while self._inbox and self.state is State.CONNECTED:
-                self._handle(self._inbox.popleft())
+            if not inbox and self.state is _CONNECTED:
+                assert self._carrier is not None
+                taken = self._carrier.take(timeout)
+                if not taken:
+                    return False
+                inbox.extend(taken)
+            while inbox and self.state is _CONNECTED:
+                self._handle(inbox.popleft())
                 if self._broken is not None:
                     raise self._broken
         except ProtocolError as error:
             self._lost(error, bye=str(error))
         except DisconnectedError as error:
             self._lost(error)
-        self.notify()
+        if self._dirty:
+            self.notify()
         return True
 
     def _handle(self, frame: bytes) -> None:
         assert self._session is not None
         event = self._session.receive(frame)
-        if isinstance(event, list):
-            _deliver(event)
+        if type(event) is list:
+            for done, completion in event:
+                if done is not None:
+                    done(completion)
             return
+        assert not isinstance(event, list)
         try:
-            if isinstance(event, IncomingTransaction):
+            if type(event) is IncomingTransaction:
                 self._client.transaction(self, event)
             else:
+                assert isinstance(event, IncomingMessage)
                 self._client.message(self, event)
         except Exception as error:  # whatever a handler raises is its submitter's to know
             log.exception("a handler of %s failed", type(self._client).__name__)
@@ -393,11 +405,6 @@ class Endpoint:
     def _unconnected(self) -> Result:
         gone = self.state in (State.DESTROYED, State.DESTROYING)
         return Result.CLOSED if gone else Result.NOT_CONNECTED
-
-    def _sent(self, result: Result, *, notify: bool) -> Result:
-        if notify:
-            self.notify()
-        return result
 
     def _lost(self, error: DisconnectedError, bye: str = "") -> Result:
         self._end(Event.LOST, str(error), bye=bye, fault=isinstance(error, ProtocolError | CorruptError))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from idc import layout
 from idc.bell import Waker
 from idc.channel import RECHECK, MessageChannel
-from idc.errors import BackPressuredError, MisuseError, ProtocolError, TimedOutError, TooBigError
+from idc.errors import MisuseError, ProtocolError, TooBigError
 from idc.ring import DEFAULT_SPIN, load_u64
 from idc.transport.base import Masking
 
@@ -40,6 +40,9 @@ class SharedCarrier:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message
         self.channel = channel
+        self.flush = channel.sender.flush
+        self._post = channel.sender.post
+        self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
         self.closed = False
         self.closed_at = 0.0
@@ -47,19 +50,13 @@ class SharedCarrier:
 
     def post(self, frame: bytes) -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
-        if not self.channel.sender.post(frame):
+        if not self._post(frame):
             raise ProtocolError("the peer does not take what it has asked for: the ring is full")
-
-    def flush(self) -> None:
-        """See there."""
-        self.channel.sender.flush()
 
     def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
         """See there. At most `most` frames."""
         try:
-            return self.channel.receiver.recv_batch(min(most, self._most), timeout=timeout)
-        except (BackPressuredError, TimedOutError):
-            return ()
+            return self._take(min(self._most, most), timeout)
         except TooBigError as error:
             raise ProtocolError(str(error)) from error
 
