@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
-from idc.buffers.memory import PROCESS_MEMORY, copy_memory
+from idc.buffers.memory import copy_memory
 from idc.errors import BackPressuredError, MisuseError, TooBigError
 from idc.layout import PAGE
 
@@ -157,7 +157,10 @@ class RegionPages(MappedType):
         check_live(run)
         pool = run.pool
         assert isinstance(pool, PagePool)
-        PROCESS_MEMORY.extent(pool.memory)
+        try:
+            len(pool.memory)
+        except ValueError as error:
+            raise MisuseError(f"the region is closed: {error}") from error
         return pool.memory, pool.offset + run.start + buffer.offset
 
     def copy_to(self, source: LocalBuffer, memory: memoryview) -> None:

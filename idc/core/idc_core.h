@@ -223,6 +223,7 @@ void idc_copy_run(int routine, void *dst, const void *src, uint64_t n);
 int idc_copy_chosen(int size_class);
 int idc_copy_force(int size_class, int routine); /* routine -1: measure again. IDC_OK or IDC_EINVAL */
 void idc_copy(void *dst, const void *src, uint64_t n);
+int idc_copy_apart(void *dst, const void *src, uint64_t n); /* IDC_EINVAL, and nothing done, if the two overlap */
 /* ns for `rounds` copies of `chunk` bytes that walk through both areas of `span` bytes. */
 int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds);
 
