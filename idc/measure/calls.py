@@ -1,7 +1,7 @@
 """Commands of the measuring worker about endpoints: transactions, by handlers in the core and in Python.
 
 The Python loops are what a user writes: `Caller.transact` for one at a time, `submit_transaction` and `pump` for many,
-a Client with a handler at the other end. Depends on idc.endpoint, idc.transport and idc.measure.timing.
+a Client with a handler at the other end. Depends on idc.endpoint, idc.transport and idc.measure.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from idc._core import ffi, lib
+from idc.buffers import Strategy
 from idc.endpoint.blocking import Caller
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.engine import Engine
@@ -18,11 +19,14 @@ from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Result
 from idc.errors import MisuseError, NotConnectedError, TimedOutError
+from idc.measure.bulk import EXTRA, Consumer, Producer
 from idc.measure.timing import SPIN, Answer, Timing
 from idc.transport.shared import SharedPort
 from idc.transport.tcp import dial_port, listen_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from idc.endpoint.results import Completion
     from idc.endpoint.session import IncomingTransaction
     from idc.region import Region
@@ -36,16 +40,18 @@ QUOTAS = Quotas(requests=64, messages=4, parameter_bytes=200, status_bytes=200)
 LONG = Quotas(requests=64, messages=4, parameter_bytes=1 << 20, status_bytes=1 << 20)
 
 
-class Echo(Client):
-    """Answers each transaction with its parameters; `served` counts them."""
+class Server(Client):
+    """Answers each transaction with what `answer` makes of its parameters; `served` counts them."""
 
     def __init__(self) -> None:
         self.served = 0
+        self.answer: Callable[[bytes], bytes] | None = None
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
         """See Client."""
         self.served += 1
-        transaction.complete(transaction.parameters)
+        parameters = transaction.parameters
+        transaction.complete(parameters if self.answer is None else self.answer(parameters))
 
 
 class CallCommands(Timing):
@@ -53,7 +59,7 @@ class CallCommands(Timing):
 
     def __init__(self, region: Region, limit: float) -> None:
         super().__init__(region, limit)
-        self._callers: dict[str, tuple[Caller, Echo]] = {}
+        self._callers: dict[str, tuple[Caller, Server]] = {}
         self._ports: dict[str, SharedPort] = {}
         self._engine: tuple[Engine, Endpoint] | None = None
 
@@ -76,7 +82,7 @@ class CallCommands(Timing):
                 port = self._ports[name] = SharedPort(self._region, name, release=_nothing)
             else:
                 port = listen_port(address) if role == "far" else dial_port(address)
-            client = Echo()
+            client = Server()
             caller = Caller(port, Resources(QUOTAS if name == CALLS else LONG, requests=64, messages=4), client)
             self._callers[name] = caller, client
             endpoint = caller.endpoint
@@ -104,6 +110,25 @@ class CallCommands(Timing):
         one_by_one(caller, size, warm, 1)
         return self._timed(lambda: self._keep(one_by_one(caller, size, count, per)))
 
+    def do_bulk(self, role: str, strategy: str, size: int, touched: bool, count: int, warm: int, outstanding: int,
+                mode: str) -> Answer:  # fmt: skip
+        """Runs of pages of `size` bytes, announced by near, consumed by far; "ns" until the last was consumed."""
+        (caller, client), how = self._callers[CALLS], Strategy(strategy)
+        self._ports[CALLS].spin = SPIN[mode]
+        if role == "far":
+            client.answer = Consumer(self._region, how, size, touched=touched).answer
+            extra = EXTRA if how is Strategy.HANDOVER else 0
+            try:
+                return self._timed(lambda: self._serve(caller.endpoint, client, warm + count + extra))
+            finally:
+                client.answer = None
+        producer = Producer(self._region, caller.endpoint, how, size, touched=touched, outstanding=outstanding,
+                            limit=self._limit)
+        producer.transfer(warm)
+        answer = self._timed(lambda: producer.transfer(count))
+        producer.close()
+        return answer
+
     def _core(self, role: str, mode: str, size: int, count: int, per: int, warm: int, outstanding: int) -> Answer:
         assert self._engine is not None
         core, spin = self._engine[0]._core, int(SPIN[mode] * 1e9)
@@ -116,7 +141,7 @@ class CallCommands(Timing):
         return self._ping(lambda view, n: lib.idc_loop_transact(core, size, view, n, per, spin, self._deadline()),
                           count, -(-warm // per))
 
-    def _serve(self, endpoint: Endpoint, client: Echo, rounds: int) -> None:
+    def _serve(self, endpoint: Endpoint, client: Server, rounds: int) -> None:
         target, deadline = client.served + rounds, time.monotonic() + self._limit
         while client.served < target:
             if not endpoint.pump(1.0):

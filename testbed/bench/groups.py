@@ -122,7 +122,8 @@ def _named(subject: Subject, pair: Pair, call: Callable[[float], T], seconds: fl
         return call(seconds)
     except BenchFailed as error:
         key = subject.key
-        words = (key.name, key.path, pair.domains, key.mode, key.api, f"{key.size} bytes", subject.variant)
+        words = (key.name, key.path, pair.domains, key.mode, key.api, key.strategy, f"{key.size} bytes",
+                 subject.variant)
         raise BenchFailed(f"{' '.join(word for word in words if word)}: {error.message}") from error
 
 

@@ -27,6 +27,8 @@ MOST_SAMPLES = 20_000
 WARM_PART = 0.05
 #: Share of the closed loop's rate that an open loop is sent at.
 OPEN_SHARE = 0.5
+#: Bulk transfers under way at a time: the next is announced while one is consumed.
+BULK_DEPTH = 2
 #: CPU time is counted in steps of 10 ms; a take with fewer of them says nothing of it.
 LEAST_CPU = 0.05
 
@@ -255,9 +257,20 @@ def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> 
                 variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
 
 
-def stream(pair: Pair, mode: str, api: str, chunk: int) -> Loop:
+def bulk(pair: Pair, strategy: str, size: int, *, touched: bool) -> Loop:
+    """Runs of region pages of the near end, which the far end copies to memory of its own, maps, or takes over."""
+    key = Key("bulk", "ivshmem", "poll", "python", size, "B/s", outstanding=BULK_DEPTH, strategy=strategy,
+              route="direct", touched=touched)
+    return Loop(pair, key,
+                lambda count, _, warm: _both({"do": "bulk", "strategy": strategy, "size": size, "touched": touched,
+                                              "count": count, "warm": warm, "outstanding": BULK_DEPTH,
+                                              "mode": "poll"}),
+                each=size, first=16, note="the pages hold the data to begin with")  # fmt: skip
+
+
+def stream(pair: Pair, mode: str, api: str, chunk: int, *, name: str = "stream", path: str = "ivshmem") -> Loop:
     """Bytes through the byte ring."""
-    return Loop(pair, Key("stream", "ivshmem", mode, api, chunk, "B/s"),
+    return Loop(pair, Key(name, path, mode, api, chunk, "B/s"),
                 lambda count, _, warm: _both({"do": "stream", "channel": BULK, "api": api, "mode": mode, "chunk": chunk,
                                               "total": count * chunk, "warm": warm * chunk}),
                 each=chunk, first=16)  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from idc.measure.calls import CALLS, PUMP
 from testbed.bench.groups import Group
 from testbed.bench.names import Bench
-from testbed.bench.subjects import round_trip, socket_round_trip, transact
+from testbed.bench.subjects import bulk, round_trip, socket_round_trip, stream, transact
 
 if TYPE_CHECKING:
     from testbed.bench.groups import Pace
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 SIZE, MANY = 64, 64
 MODES = ("poll", "doorbell", "adaptive")
+BULK_SIZES = (4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 
 
 def groups(place: Place, pace: Pace) -> list[Group]:
-    """Transactions in one group, so that all take turns."""
+    """Transactions in one group, so that all take turns; then bulk, one group for each size."""
     del pace
     pair = place.pair
     for name in (CALLS, PUMP):
@@ -28,7 +29,15 @@ def groups(place: Place, pace: Pace) -> list[Group]:
     subjects += [transact(pair, mode, api, SIZE, outstanding)
                  for outstanding in (1, MANY) for api in ("core", "python") for mode in MODES]
     subjects += [socket_round_trip(pair, path, "python", SIZE, name="transact") for path in place.sockets]
-    return [Group(f"transactions of {SIZE} bytes", pair, subjects)]
+    return [Group(f"transactions of {SIZE} bytes", pair, subjects), *(_bulk(place, size) for size in BULK_SIZES)]
 
 
-BENCH = Bench("idc", "transactions of the IDC API", groups=groups, order=40)
+def _bulk(place: Place, size: int) -> Group:
+    pair = place.pair
+    subjects: list[Subject] = [stream(pair, "poll", "core", size, name="bulk", path="ring")]
+    subjects += [bulk(pair, strategy, size, touched=touched)
+                 for touched in (False, True) for strategy in ("copy", "map", "handover")]
+    return Group(f"bulk transfers of {size} bytes", pair, subjects)
+
+
+BENCH = Bench("idc", "transactions and bulk transfers of the IDC API", groups=groups, order=40)
