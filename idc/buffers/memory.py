@@ -56,8 +56,10 @@ class ProcessMemory(MappedType):
 
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """The base, as it is. Raises MisuseError if it has become too short, or is closed."""
-        check_range(self.name, self.extent(buffer.base), buffer.offset, buffer.length)
-        return buffer.base, buffer.offset
+        base = buffer.base
+        if buffer.offset + buffer.length > (extent := self.extent(base)):
+            check_range(self.name, extent, buffer.offset, buffer.length)
+        return base, buffer.offset
 
     def copy_to(self, source: LocalBuffer, memory: memoryview) -> None:
         """One copy."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
@@ -185,15 +185,16 @@ class RegionPages(MappedType):
 
     def extent(self, base: Run) -> int:
         """All of the run's pages."""
-        check_live(base)
+        if not base.references:
+            check_live(base)
         return base.pages * PAGE
 
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """Place in the region. Raises MisuseError once released, or once the region is closed."""
         run: Run = buffer.base
-        check_live(run)
-        pool = run.pool
-        assert isinstance(pool, PagePool)
+        if not run.references:
+            check_live(run)
+        pool = cast("PagePool", run.pool)
         try:
             len(pool.memory)
         except ValueError as error:
@@ -232,10 +233,12 @@ class PeerPart:
         Raises:
             MisuseError: they are not all in the part.
         """
-        skew, start = offset % PAGE, offset - offset % PAGE - self._pool.offset
-        if offset < self._pool.offset or length < 1 or start + skew + length > self._pool.length:
+        pool = self._pool
+        skew = offset % PAGE
+        start = offset - skew - pool.offset
+        if start < 0 or length < 1 or start + skew + length > pool.length:
             raise MisuseError(f"{length} bytes at {offset:#x} are not in the peer's part")
-        run = Run(self._pool, start, -(-(skew + length) // PAGE), skew, length)
+        run = Run(pool, start, -(-(skew + length) // PAGE), skew, length)
         return LocalBuffer(REGION_PAGES, run, skew, length)
 
 
