@@ -343,10 +343,10 @@ class Endpoint:
             self._drop(str(error))
             self._hold_off()
 
-    def _post(self, frame: bytes) -> None:
+    def _post(self, frame: bytes, body: bytes = b"") -> None:
         assert self._carrier is not None
         try:
-            self._carrier.post(frame)
+            self._carrier.post(frame, body)
         except DisconnectedError as error:
             self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
             raise

@@ -260,9 +260,9 @@ class _EngineCarrier:
         self._left: list[bytes] = []
         self._started = False
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
-        self._carrier.post(frame)
+        self._carrier.post(frame, body)
         if frame[0] == Kind.REPLY:
             self._engine.answered(frames.HEADER.unpack_from(frame)[3])
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Done = Callable[[Completion], None]
 
 _SLOT_MASK: Final = 0xFFFF
+#: Bytes of a body from which on a copy costs more than to pass it beside its header.
+LONG: Final = 4096
 # Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
 _OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
 _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
@@ -207,7 +209,8 @@ class Session:
     Args:
         accepts: what this side lets the peer do.
         requests, messages: this side's slots; none of them may be in use.
-        post: gives a frame to the carrier. It never waits: the carrier has room for every slot.
+        post: gives a frame to the carrier, a long body beside it (`Carrier.post`). It never waits: the carrier has room
+            for every slot.
 
     Attributes:
         peer: what the peer accepts; nothing until its HELLO.
@@ -215,7 +218,7 @@ class Session:
         on_last: called, after the end, when the last of them is.
     """
 
-    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[[bytes], None]) -> None:
+    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None]) -> None:
         self.accepts = accepts
         self.peer = Quotas(0, 0, 0, 0)
         self.greeted = False
@@ -252,7 +255,10 @@ class Session:
             return _BACK_PRESSURED
         tag = slots.take(done, ordered=ordered)
         try:
-            self._post(_pack(kind, 0, 0, tag) + body)
+            if len(body) < LONG:
+                self._post(_pack(kind, 0, 0, tag) + body)
+            else:
+                self._post(_pack(kind, 0, 0, tag), body)
         except BaseException:
             slots.cancel(tag)
             raise
@@ -268,21 +274,26 @@ class Session:
     def finish_transaction(self, tag: int, status: bytes, error: int) -> Result:
         """See IncomingTransaction."""
         self._held_requests.discard(tag)
-        return self._answer(_pack(_REPLY, 0, error, tag) + status)
+        if len(status) < LONG:
+            return self._answer(_pack(_REPLY, 0, error, tag) + status)
+        return self._answer(_pack(_REPLY, 0, error, tag), status)
 
     def finish_message(self, tag: int) -> Result:
         """See IncomingMessage."""
         self._held_messages.discard(tag)
         return self._answer(_pack(_DONE, 0, 0, tag))
 
-    def _answer(self, frame: bytes) -> Result:
+    def _answer(self, frame: bytes, body: bytes = b"") -> Result:
         if self.over:
             if not self.held and (told := self.on_last) is not None:
                 self.on_last = None
                 told()
             return Result.CLOSED
         try:
-            self._post(frame)
+            if body:
+                self._post(frame, body)
+            else:
+                self._post(frame)
         except DisconnectedError:
             return Result.CLOSED  # whoever drives the endpoint learns of the end by itself
         return _OK

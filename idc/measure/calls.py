@@ -18,6 +18,7 @@ from idc.endpoint.engine import Engine
 from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Result
+from idc.endpoint.stream import Stream
 from idc.errors import MisuseError, NotConnectedError, TimedOutError
 from idc.measure.bulk import EXTRA, Consumer, Producer
 from idc.measure.timing import SPIN, Answer, Timing
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 
 #: Channels of the region: plain endpoints at both ends, and engines at both ends.
 CALLS, PUMP = "calls", "pump"
+#: Names of endpoints over TCP.
+TCP, STREAM = "idc-tcp", "stream"
 #: What each side accepts over shared memory.
 QUOTAS = Quotas(requests=64, messages=4, parameter_bytes=200, status_bytes=200)
 #: The same over TCP, where frames may be long.
-LONG = Quotas(requests=64, messages=4, parameter_bytes=1 << 20, status_bytes=1 << 20)
+LONG = Quotas(requests=64, messages=16, parameter_bytes=1 << 20, status_bytes=1 << 20)
 
 
 class Server(Client):
@@ -55,13 +58,14 @@ class Server(Client):
 
 
 class CallCommands(Timing):
-    """Endpoints by name: CALLS, PUMP, and "tcp", which takes an address."""
+    """Endpoints by name: CALLS and PUMP over shared memory, others over TCP; STREAM is a stream's."""
 
     def __init__(self, region: Region, limit: float) -> None:
         super().__init__(region, limit)
         self._callers: dict[str, tuple[Caller, Server]] = {}
         self._ports: dict[str, SharedPort] = {}
         self._engine: tuple[Engine, Endpoint] | None = None
+        self._stream: Stream | None = None
 
     def close_calls(self) -> None:
         """Destroy all endpoints."""
@@ -69,9 +73,11 @@ class CallCommands(Timing):
             caller.close()
         if self._engine is not None:
             self._engine[1].destroy()
+        if self._stream is not None:
+            self._stream.close()
 
     def do_meet(self, role: str, name: str, address: str = "") -> Answer:
-        """Connect endpoints, `name` at both ends; far listens where near dials."""
+        """Connect endpoints, `name` at both ends; far listens where near dials, if there is an address."""
         if name == PUMP:
             engine = Engine(64, QUOTAS, handler=ffi.addressof(lib, "idc_handle_echo"), messages=4)
             endpoint = engine.endpoint(SharedPort(self._region, name, release=_nothing))
@@ -82,6 +88,10 @@ class CallCommands(Timing):
                 port = self._ports[name] = SharedPort(self._region, name, release=_nothing)
             else:
                 port = listen_port(address) if role == "far" else dial_port(address)
+            if name == STREAM:
+                self._stream = Stream(port, Resources(LONG, requests=0))
+                self._stream.connect(self._limit)
+                return {}
             client = Server()
             caller = Caller(port, Resources(QUOTAS if name == CALLS else LONG, requests=64, messages=4), client)
             self._callers[name] = caller, client
@@ -128,6 +138,27 @@ class CallCommands(Timing):
         answer = self._timed(lambda: producer.transfer(count))
         producer.close()
         return answer
+
+    def do_face(self, role: str, chunk: int, total: int, warm: int) -> Answer:
+        """Bytes one way by the stream face, `chunk` at a time; "ns" until the last was received."""
+        assert self._stream is not None
+        stream, data = self._stream, bytes(chunk)
+
+        def run(number: int) -> None:
+            if role == "near":
+                for _ in range(number // chunk):
+                    stream.send(data, timeout=self._limit)
+                stream.flush(timeout=self._limit)
+                return
+            left = number
+            while left:
+                piece = stream.receive(min(chunk, left), timeout=self._limit)
+                if not piece:
+                    raise NotConnectedError("the stream ended")
+                left -= len(piece)
+
+        run(warm)
+        return self._timed(lambda: run(total))
 
     def _core(self, role: str, mode: str, size: int, count: int, per: int, warm: int, outstanding: int) -> Answer:
         assert self._engine is not None

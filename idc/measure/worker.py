@@ -272,6 +272,14 @@ class Worker(CallCommands):
         return self._ping(lambda view, n: lib.idc_loop_fd_ping(fd, size, view, n, per, polls, self._deadline()),
                           count, -(-warm // per))
 
+    def do_framed_rtt(self, role: str, name: str, size: int, count: int, per: int, warm: int) -> Answer:
+        """Messages with their length before them, of `size` bytes, there and back over a socket, in Python."""
+        ends = self._sockets[name]
+        if role == "far":
+            return self._timed(lambda: ends.framed_echo(warm + count * per))
+        ends.framed_ping(size, warm, 1)
+        return self._timed(lambda: self._keep(ends.framed_ping(size, count, per)))
+
     def do_socket_stream(self, role: str, name: str, api: str, chunk: int, total: int, warm: int) -> Answer:
         """Bytes one way over a socket; "ns" until the last was received."""
         ends = self._sockets[name]

@@ -48,9 +48,9 @@ class SharedCarrier:
         self.closed_at = 0.0
         self._masked = 0
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
-        if not self._post(frame):
+        if not self._post(frame + body if body else frame):
             raise ProtocolError("the peer does not take what it has asked for: the ring is full")
 
     def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:

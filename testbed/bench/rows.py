@@ -25,8 +25,9 @@ class Row:
 
     Attributes:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
-            shared with a burner), "rate", "stream"; "transact" and "bulk" (the IDC API); "cold-boot", "clone",
-            "clone-memory", "clone-memory-pss", "clone-idle".
+            shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
+            transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
+            "clone-idle".
         path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots. Of "transact" and
             "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP transport).
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.

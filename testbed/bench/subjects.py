@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from idc.measure.calls import CALLS
+from idc.measure.calls import CALLS, TCP
 from idc.measure.plain import BATCH
 from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
 
@@ -232,6 +232,22 @@ def transact(pair: Pair, mode: str | None, api: str, size: int, outstanding: int
                 note="parameters and status each of that size")  # fmt: skip
 
 
+def framed_round_trip(pair: Pair, path: str, size: int) -> Loop:
+    """Messages there and back over the plain socket called `path`, in Python, each with its length before it."""
+    return Loop(pair, Key("transact", path, None, "python", size, "ns", outstanding=1),
+                lambda count, per, warm: _both({"do": "framed_rtt", "name": path, "size": size, "count": count,
+                                                "per": per, "warm": -(-warm // per) * per}),
+                note="plain socket, length and message")  # fmt: skip
+
+
+def face(pair: Pair, chunk: int) -> Loop:
+    """Bytes one way by the stream face over the TCP transport."""
+    return Loop(pair, Key("face", TCP, None, "python", chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "face", "chunk": chunk, "total": count * chunk,
+                                              "warm": warm * chunk}),
+                each=chunk, first=16, note="the stream face")  # fmt: skip
+
+
 def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
     """A cache line there and back, whatever `size` its row is put beside: the limit of polling."""
     return BareLoop(pair, Key(name, "limit", "poll", "core", size, "ns"),
@@ -349,9 +365,9 @@ def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool
                 note="" if api == "core" else "plain socket")  # fmt: skip
 
 
-def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
+def socket_stream(pair: Pair, path: str, api: str, chunk: int, *, name: str = "stream") -> Loop:
     """Bytes one way over the socket called `path`."""
-    return Loop(pair, Key("stream", path, None, api, chunk, "B/s"),
+    return Loop(pair, Key(name, path, None, api, chunk, "B/s"),
                 lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
                                               "total": count * chunk, "warm": warm * chunk}),
                 each=chunk, first=16, variant="plain socket")  # fmt: skip
