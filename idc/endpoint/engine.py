@@ -85,9 +85,10 @@ class Engine:
 
     def endpoint(self, port: SharedPort, client: Client | None = None) -> Endpoint:
         """An endpoint whose transactions this engine moves. Raises MisuseError while it serves another."""
-        self._make_room(port.frame_bytes)
-        self._endpoint = Endpoint(_EnginePort(self, port), client or Client(), self.resources)
-        return self._endpoint
+        made = Endpoint(_EnginePort(self, port), client or Client(), self.resources)
+        self._make_room(port.frame_bytes)  # nobody uses the old room now
+        self._endpoint = made
+        return made
 
     @property
     def outstanding(self) -> int:

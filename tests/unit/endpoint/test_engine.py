@@ -196,6 +196,21 @@ def test_requests_that_the_core_leaves_open_are_the_clients() -> None:
             assert [one.status for one in done] == [b"\3", b"\2", b"\1", b"\0"] * (round_ + 1)
 
 
+def test_an_engine_serves_one_endpoint_at_a_time_and_then_another() -> None:
+    with ports() as pair, ports() as other:
+        engine = Engine(8, QUOTAS)
+        front, back = kinds(pair, engine, Server())
+        with pytest.raises(MisuseError, match="serve another endpoint"):
+            engine.endpoint(other[0])
+        assert engine.submit(b"a", 1) is Result.OK
+        settle(front, back)
+        assert len(engine.poll()) == 1
+        front.destroy()
+        again = engine.endpoint(other[0])
+        connect(again, Endpoint(other[1], Server(), Resources(QUOTAS)))
+        again.destroy()
+
+
 @pytest.mark.parametrize(("requests", "mine"), [(-1, 0), (0, -1), (40000, 0), (32768, 1)])
 def test_slots_that_cannot_be_are_refused(requests: int, mine: int) -> None:
     with pytest.raises(MisuseError):
