@@ -381,9 +381,12 @@ class Endpoint:
         assert self._session is not None
         event = self._session.receive(frame)
         if type(event) is list:
-            for done, completion in event:
+            if len(event) == 1:
+                done, completion = event[0]
                 if done is not None:
                     done(completion)
+            else:
+                _deliver(event)
             return
         assert not isinstance(event, list)
         try:

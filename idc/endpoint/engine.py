@@ -52,7 +52,7 @@ class Engine:
     Args:
         requests: transactions outstanding at a time by `submit`.
         accepts: what the peer may do: see Quotas.
-        handler: a C function (`idc_handler` in idc/core/idc_core.h) that answers requests; NULL leaves them to
+        handler: a C function (`idc_handler` in idc/endpoint/transact.h) that answers requests; NULL leaves them to
             the client. What it leaves open (IDC_AGAIN) goes to the client too.
         context: handed to the handler; it and the handler must outlive the engine.
         python_requests: transactions outstanding at a time by the endpoint's own `submit_transaction`. Of the peer's

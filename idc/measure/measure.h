@@ -3,7 +3,7 @@
  */
 #ifndef IDC_MEASURE_H
 #define IDC_MEASURE_H
-#include "idc_core.h"
+#include "transact.h"
 
 /* cdef begin */
 

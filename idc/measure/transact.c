@@ -1,4 +1,4 @@
-/* Loops that measure transactions of the core (idc/core/transact.c), and the sum that stands for a consumer who looks
+/* Loops that measure transactions (idc/endpoint/transact.c), and the sum that stands for a consumer who looks
  * at every byte. May depend on inner.h and the rest of the core. */
 #include "inner.h"
 #include "measure.h"

@@ -2,7 +2,7 @@
  * Usage: engine_stress ROUNDS. Exit 0 when each submission had its own answer, no wake-up was lost, and (by the
  * sanitizer's own exit code) no address, behaviour or race was wrong.
  */
-#include "idc_core.h"
+#include "transact.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

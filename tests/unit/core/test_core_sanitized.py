@@ -15,6 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[2] / "idc" / "core"
+ENDPOINT = HERE.parents[2] / "idc" / "endpoint"
 GCC = shutil.which("gcc")
 
 
@@ -24,8 +25,8 @@ def build(core: Path, target: Path, sanitizer: str, program: str = "stress.c") -
     command = [
         GCC, "-std=c11", "-g", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror",
         "-Wno-tsan",  # fences: TSan takes none into account, and no order that it needs comes from one
-        "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}",
-        *map(str, sorted(core.glob("*.c"))), str(HERE / program), "-o", str(target),
+        "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}", f"-I{ENDPOINT}",
+        *map(str, sorted(core.glob("*.c"))), str(ENDPOINT / "transact.c"), str(HERE / program), "-o", str(target),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-/* Transactions over a pair of message rings: the REQUEST and REPLY frames of docs/idc.md, without an interpreter.
+/* Transactions over a pair of the core's message rings: the REQUEST and REPLY frames of docs/idc.md.
  *
  * It decides nothing. What is beyond doubt it carries out: a reply to an outstanding request, a request within the
  * quotas for which there is a handler. Every other frame goes up whole, and idc/endpoint/session.py judges it: so a
@@ -7,6 +7,7 @@
  * Order and fences are the rings'. What is added here: a frame is judged and handled in the private copy that
  * idc_msg_recv made, never in the slot, where the peer could change it between the two. May depend on inner.h. */
 #include "inner.h"
+#include "transact.h"
 
 /* On the wire: u8 kind, u8 flags (0), u16 error, u32 tag; little-endian like all that the core reads. */
 struct header {
