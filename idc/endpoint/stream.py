@@ -102,7 +102,8 @@ class Stream:
         if self._at >= len(body):
             self._at = 0
             queue.popleft().complete()
-            self._endpoint.notify()
+            if not queue:  # what is here already, will be received: one notice for all of it
+                self._endpoint.notify()
         return piece
 
     def close(self) -> None:

@@ -68,6 +68,7 @@ class TcpCarrier:
         self._chunk = memoryview(bytearray(CHUNK))
         self._gone: PeerGoneError | None = None
         self._writing = False
+        self._more = True  # the last read did not find the end of what was there
         poller.register(connection, select.EPOLLIN)
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
@@ -117,22 +118,23 @@ class TcpCarrier:
         """See there."""
         if self._out:
             self.flush()
-        frames = self._receive()
-        if not frames and timeout > 0 and self._gone is None:
+        if timeout > 0 and not self._more and self._gone is None:  # else a read that finds nothing, before each sleep
             self._poller.poll(timeout)
             if self._out:
                 self.flush()
-            frames = self._receive()
+        frames = self._receive()
         if not frames and self._gone is not None:
             raise self._gone
         return frames
 
     def _receive(self) -> list[bytes]:
         frames: list[bytes] = []
+        self._more = True
         for _ in range(CHUNKS):
             try:
                 got = self._socket.recv_into(self._chunk)
             except BlockingIOError:
+                self._more = False
                 break
             except OSError as error:
                 self._gone = PeerGoneError(f"the connection broke: {error.strerror}")
@@ -149,6 +151,7 @@ class TcpCarrier:
                 used = self._split(self._chunk[:got], frames)
                 self._in += self._chunk[used:got]
             if got < CHUNK:
+                self._more = False
                 break
         return frames
 
