@@ -5,11 +5,16 @@ Depends on idc._core and idc.ringbase. Users import idc.ring.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from idc._core import ffi, lib
 from idc.errors import MisuseError
 from idc.ringbase import DEFAULT_SPIN, Deadline, Ring, gather
+
+# Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
+_post_one, _notify, _recv_batch, _unpack = lib.idc_msg_post_one, lib.idc_notify, lib.idc_msg_recv_batch, ffi.unpack
+_AGAIN, _TIMEOUT, _INTR = lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,17 +100,21 @@ class MessageSender(Ring):
 
     def post(self, message: Readable) -> bool:
         """Like `try_send`, but a sleeping peer is not woken before `flush` or the next send."""
-        self._check_open()
-        vector, _keep = gather([message])
-        rc = lib.idc_msg_post(self._ring, vector, 1)
-        if rc < 0 and rc != lib.IDC_AGAIN:
+        if self._closed:
+            self._check_open()
+        buffer = message if type(message) is bytes else ffi.from_buffer(message)
+        rc = _post_one(self._ring, buffer, len(message))
+        if rc >= 0:
+            return True
+        if rc != _AGAIN:
             raise self._fail(rc)
-        return bool(rc >= 0)
+        return False
 
     def flush(self) -> None:
         """Announce what was posted: rings the peer if it sleeps."""
-        self._check_open()
-        if (rc := lib.idc_notify(self._ring)) != lib.IDC_OK:
+        if self._closed:
+            self._check_open()
+        if (rc := _notify(self._ring)):
             raise self._fail(rc)
 
     def send_batch(self, messages: Iterable[Readable], *, timeout: float | None = None) -> int:
@@ -152,7 +161,7 @@ class MessageReceiver(Ring):
         self._one = ffi.new("uint8_t[]", slot_size)
         self._many = ffi.NULL
         self._lens = ffi.NULL
-        self._batch = 0
+        self._batch = self._room = 0
 
     def recv(self, *, timeout: float | None = None) -> bytes:
         """Take the next message.
@@ -209,27 +218,40 @@ class MessageReceiver(Ring):
                 raise self._fail(rc)
             waiting.update()
 
-    def recv_batch(self, most: int, *, timeout: float | None = None) -> list[bytes]:
-        """Wait for a message, then take it and all that are there, `most` at most. Raises as `recv`."""
-        self._check_open()
+    def _make_batch(self, most: int) -> None:
         if most < 1:
             raise MisuseError(f"recv_batch of {most} messages")
-        if most > self._batch:
-            self._many = ffi.new("uint8_t[]", most * self.max_message)
-            self._lens = ffi.new("uint32_t[]", most)
-            self._batch = most
-        room, waiting = most * self.max_message, Deadline(timeout)
-        while True:
-            rc = lib.idc_msg_recv_batch(
-                self._ring, self._many, room, self._lens, most, self._spin_ns, waiting.ns
-            )
-            if rc > 0:
-                break
-            if rc != lib.IDC_INTR:
+        self._room = most * self.max_message
+        self._many = ffi.new("char[]", self._room)
+        self._lens = ffi.new("uint32_t[]", most)
+        self._batch = most
+
+    def recv_batch(self, most: int, *, timeout: float | None = None) -> list[bytes]:
+        """Wait for a message, then take it and all that are there, `most` at most. Raises as `recv`."""
+        messages = self.take_batch(most, timeout)
+        if not messages:
+            raise self._fail(lib.IDC_AGAIN if timeout is not None and timeout <= 0 else lib.IDC_TIMEOUT)
+        return messages
+
+    def take_batch(self, most: int, timeout: float | None) -> list[bytes]:
+        """As `recv_batch`, but returns nothing where nothing came in time."""
+        if self._closed:
+            self._check_open()
+        if most > self._batch or most < 1:
+            self._make_batch(most)
+        ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
+        end = time.monotonic_ns() + ns if ns > 0 else 0
+        while (rc := _recv_batch(self._ring, self._many, self._room, self._lens, most, self._spin_ns, ns)) <= 0:
+            if rc in (_AGAIN, _TIMEOUT):
+                return []
+            if rc != _INTR:
                 raise self._fail(rc)
-            waiting.update()
-        lens = ffi.unpack(self._lens, rc)
-        whole = bytes(ffi.buffer(self._many, sum(lens)))
+            if ns > 0:
+                ns = max(end - time.monotonic_ns(), 1)
+        if rc == 1:
+            return [_unpack(self._many, self._lens[0])]
+        lens = _unpack(self._lens, rc)
+        whole = _unpack(self._many, sum(lens))
         at, messages = 0, []
         for length in lens:
             messages.append(whole[at : at + length])

@@ -51,8 +51,8 @@ class LocalRegion:
 
 
 @contextmanager
-def local_region(channels: Sequence[ChannelSpec] = CHANNELS) -> Iterator[LocalRegion]:
-    region = LocalRegion(channels)
+def local_region(channels: Sequence[ChannelSpec] = CHANNELS, size: int = 1 << 20) -> Iterator[LocalRegion]:
+    region = LocalRegion(channels, size)
     try:
         yield region
     finally:

@@ -5,11 +5,11 @@ from idc.buffers.files import FILE_RANGE, file_range
 from idc.buffers.hidden import HIDDEN_PAGES, Hidden, HiddenStore, MemfdStore
 from idc.buffers.local import BufferType, CopyCounter, LocalBuffer, MappedType
 from idc.buffers.memory import PROCESS_MEMORY, process_memory, process_memory_like
-from idc.buffers.pool import REGION_PAGES, PagePool
+from idc.buffers.pool import REGION_PAGES, PagePool, PeerPart
 from idc.buffers.registry import Registry, Strategy, standard_registry
 
 __all__ = [
     "COPY_ON_WRITE", "FILE_RANGE", "HIDDEN_PAGES", "PROCESS_MEMORY", "REGION_PAGES", "BufferType", "CopyCounter",
-    "CowView", "Hidden", "HiddenStore", "LocalBuffer", "MappedType", "MemfdStore", "PagePool", "Registry", "Strategy",
-    "file_range", "process_memory", "process_memory_like", "standard_registry",
+    "CowView", "Hidden", "HiddenStore", "LocalBuffer", "MappedType", "MemfdStore", "PagePool", "PeerPart", "Registry",
+    "Strategy", "file_range", "process_memory", "process_memory_like", "standard_registry",
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from idc._core import ffi
 from idc.buffers.local import BufferType, CopyCounter, LocalBuffer, MappedType, check_range
 from idc.buffers.memory import copy_memory, window
-from idc.errors import MisuseError
+from idc.errors import BackPressuredError, MisuseError
 from idc.layout import PAGE
 
 if TYPE_CHECKING:
@@ -19,11 +20,18 @@ if TYPE_CHECKING:
     from idc.words import Memory
 
 
+#: Not cleared, which would touch it all: nothing of it is read before it was written.
+_new = ffi.new_allocator(should_clear_after_alloc=False)
+
+
 class CowView:
     """A buffer that can be written though its pages cannot, or must not.
 
     What is read of a page is what the owner has in it at the moment, until the page is first written here: from then
     on it is a private copy, which the owner's later writes do not reach. Not safe to write from two threads at once.
+
+    Memory for all private copies is set aside here, so that no write finds that there is none; where it is much, the
+    kernel gives it pages as they are written.
 
     Args:
         source: mapped memory, possibly read-only.
@@ -32,6 +40,7 @@ class CowView:
 
     Raises:
         MisuseError: the source is not mapped here.
+        BackPressuredError: no room for the private copies.
     """
 
     def __init__(self, source: LocalBuffer, counter: CopyCounter | None = None) -> None:
@@ -41,12 +50,18 @@ class CowView:
         self.counter = CopyCounter() if counter is None else counter
         self._type = source.type
         self._first = source.offset_in_page  # where in the first page the source begins
-        self._private: dict[int, bytearray] = {}  # page of the source: the part of it that the source covers
+        span = self._first + source.length
+        self._written = bytearray(-(-span // PAGE))  # for each page of the source: 1 if it has a private copy
+        try:
+            self._own = ffi.buffer(_new("uint8_t[]", max(span, 1)))  # private copies, each at its page's place
+        except MemoryError:
+            raise BackPressuredError(f"no memory to share {source.length} bytes copy on write: try again later, or "
+                                     "fewer") from None
 
     @property
     def private_pages(self) -> int:
         """Pages that were written, and so have a private copy."""
-        return len(self._private)
+        return self._written.count(1)
 
     def buffer(self) -> LocalBuffer:
         """All of it, as a buffer to copy from and to."""
@@ -60,50 +75,41 @@ class CowView:
         """
         check_range("the view", self.source.length, offset, length)
         memory, start = self._type.where(self.source)
-        shared = (offset, 0)  # shared pages side by side are one piece
-        for page, at, count in self._split(offset, length):
-            own = self._private.get(page)
-            if own is None:
-                shared = (shared[0], shared[1] + count)
-                continue
-            if shared[1]:
-                yield _readonly(memory, start + shared[0], shared[1])
-            yield memoryview(own).toreadonly()[at:at + count]
-            shared = (shared[0] + shared[1] + count, 0)
-        if shared[1]:
-            yield _readonly(memory, start + shared[0], shared[1])
+        end, written = offset + length, self._written
+        while offset < end:
+            page = (self._first + offset) // PAGE
+            mine = written[page]
+            last = written.find(1 - mine, page)  # the first page that is not like this one
+            until = end if last < 0 else min(last * PAGE - self._first, end)
+            if mine:
+                yield _readonly(self._own, self._first + offset, until - offset)
+            else:
+                yield _readonly(memory, start + offset, until - offset)
+            offset = until
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes, into private pages only. Raises MisuseError if the range is not in the source."""
-        check_range("the view", self.source.length, offset, data.nbytes)
-        done = 0
-        for page, at, count in self._split(offset, data.nbytes):
-            own = self._private.get(page)
-            if own is None:
-                own = self._fetch(page, whole=count)
-            copy_memory(data, done, own, at, count)
-            self._private[page] = own
-            done += count
+        length = data.nbytes
+        check_range("the view", self.source.length, offset, length)
+        if not length:
+            return
+        begin, end = self._first + offset, self._first + offset + length
+        first, last = begin // PAGE, (end - 1) // PAGE
+        for page in {first, last}:  # those between are replaced in full
+            if not self._written[page]:
+                self._fetch(page, begin, end)
+        copy_memory(data, 0, self._own, begin, length)
+        self._written[first:last + 1] = b"\1" * (last + 1 - first)
 
-    def _fetch(self, page: int, whole: int) -> bytearray:
-        """A private copy of the part of a page that the source covers; blank if `whole` bytes are all of it."""
-        begin = max(page * PAGE - self._first, 0)
-        end = min((page + 1) * PAGE - self._first, self.source.length)
-        own = bytearray(end - begin)
-        if whole < len(own):
-            memory, start = self._type.where(self.source)
-            copy_memory(memory, start + begin, own, 0, len(own))
-            self.counter.copied += len(own)
-        return own
-
-    def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """(page, offset in what is kept of it, bytes) of a range."""
-        end = offset + length
-        while offset < end:
-            page, inside = divmod(self._first + offset, PAGE)
-            count = min(PAGE - inside, end - offset)
-            yield page, inside if page else inside - self._first, count
-            offset += count
+    def _fetch(self, page: int, begin: int, end: int) -> None:
+        """Copy the part of a page that the source covers, unless a write from `begin` to `end` replaces all of it."""
+        low = max(page * PAGE, self._first)
+        high = min((page + 1) * PAGE, self._first + self.source.length)
+        if begin <= low and high <= end:
+            return
+        memory, start = self._type.where(self.source)
+        copy_memory(memory, start + low - self._first, self._own, low, high - low)
+        self.counter.copied += high - low
 
 
 class CopyOnWrite(BufferType):

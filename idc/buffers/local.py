@@ -114,7 +114,8 @@ class LocalBuffer:
 
     def __post_init__(self) -> None:
         extent = self.type.extent(self.base)
-        check_range(f"the {self.type.name}", extent, self.offset, self.length)
+        if self.offset < 0 or self.length < 0 or self.offset + self.length > extent:
+            check_range(f"the {self.type.name}", extent, self.offset, self.length)
 
     def __len__(self) -> int:
         return self.length

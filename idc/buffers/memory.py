@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from idc.words import Memory, Readable
 
 
+# Looked up once: a copy of 4 KiB takes less time than they would.
+_from_buffer, _copy_apart, _BYTES = ffi.from_buffer, lib.idc_copy_apart, ffi.typeof("uint8_t[]")
+#: Memory whose length is its number of bytes.
+_PLAIN = frozenset((bytearray, mmap.mmap))
+
+
 class ProcessMemory(MappedType):
     """Memory of this process, base and all: a bytearray, a memoryview (of bytes too, to read), a mapping.
 
@@ -33,6 +39,8 @@ class ProcessMemory(MappedType):
     def extent(self, base: Memory) -> int:
         """Bytes of the memory now."""
         try:
+            if type(base) in _PLAIN:
+                return len(base)
             with memoryview(base) as view:
                 if not view.c_contiguous:
                     raise MisuseError("process memory must be contiguous: pass slices with a step of 1")
@@ -49,8 +57,10 @@ class ProcessMemory(MappedType):
 
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """The base, as it is. Raises MisuseError if it has become too short, or is closed."""
-        check_range(self.name, self.extent(buffer.base), buffer.offset, buffer.length)
-        return buffer.base, buffer.offset
+        base = buffer.base
+        if buffer.offset + buffer.length > (extent := self.extent(base)):
+            check_range(self.name, extent, buffer.offset, buffer.length)
+        return base, buffer.offset
 
     def copy_to(self, source: LocalBuffer, memory: memoryview) -> None:
         """One copy."""
@@ -82,16 +92,21 @@ def copy_memory(source: Memory, source_at: int, target: Memory, target_at: int, 
     Raises:
         MisuseError: a range lies outside, the target is read-only, or the two overlap.
     """
+    # Pinned first, then measured: what is checked is what is copied.
     try:
-        with (words.pin(source, source_at, length, 1, writable=False) as first,
-              words.pin(target, target_at, length, 1) as second):
-            start, end = first + source_at, second + target_at
-            distance = abs(int(ffi.cast("uintptr_t", start)) - int(ffi.cast("uintptr_t", end)))
-            if distance < length:
+        with _from_buffer(_BYTES, source) as first, _from_buffer(_BYTES, target, True) as second:
+            if source_at < 0 or source_at + length > len(first):
+                words.check_range(source, source_at, length, 1)
+            if target_at < 0 or target_at + length > len(second):
+                words.check_range(target, target_at, length, 1)
+            if _copy_apart(second + target_at, first + source_at, length):
                 raise MisuseError(f"the source and the target of {length} bytes overlap")
-            lib.idc_copy(end, start, length)
     except BufferError as error:
         raise MisuseError(f"the memory to copy to is read-only: {error}") from error
+    except ValueError as error:
+        if isinstance(error, MisuseError):
+            raise
+        raise MisuseError(f"the memory is closed: {error}") from error
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
-from idc.buffers.memory import PROCESS_MEMORY, copy_memory
+from idc.buffers.memory import copy_memory
 from idc.errors import BackPressuredError, MisuseError, TooBigError
 from idc.layout import PAGE
 
@@ -63,6 +63,7 @@ class RunPool:
         self.length = length
         self._free: list[tuple[int, int]] = [(0, length // PAGE)] if length else []  # (page, pages) in order
         self._scrub = scrub
+        self._away = bytearray(length // PAGE)  # 1 for each page that was handed to a peer
         self._lock = threading.Lock()
 
     @property
@@ -131,6 +132,42 @@ class RunPool:
             one.start, other.start = other.start, one.start
             return True
 
+    def surrender(self, run: Run) -> int:
+        """Give the pages of a run away, to whoever they are handed to: the run is over, and the pages are not free.
+
+        Returns:
+            Offset of the first page from the start of what the pool allocates from.
+
+        Raises:
+            MisuseError: the run was given back, is another pool's, or has a second holder.
+        """
+        with self._lock:
+            self._check(run)
+            if run.references != 1:
+                raise MisuseError(f"the run of {run.length} bytes has {run.references} holders: pages that are handed "
+                                  "over must have one")
+            run.references = 0
+            page = run.start // PAGE
+            self._away[page:page + run.pages] = b"\1" * run.pages
+            return run.start
+
+    def adopt(self, start: int, length: int, offset_in_page: int = 0) -> Run:
+        """A run on pages that a peer hands over: pages of this range that are not with this pool at the moment.
+
+        Raises:
+            MisuseError: they do not start at a page, lie outside, or some of them are here already: what a peer says
+                never makes two holders of one page here.
+        """
+        page, rest = divmod(start, PAGE)
+        pages = -(-(offset_in_page + length) // PAGE)
+        if rest or start < 0 or length < 1 or not 0 <= offset_in_page < PAGE or start + pages * PAGE > self.length:
+            raise MisuseError(f"{length} bytes at {start} are no whole pages of this pool, which has {self.length}")
+        with self._lock:
+            if self._away.count(1, page, page + pages) != pages:
+                raise MisuseError(f"of the {pages} pages at {start} some were not handed over: they are here")
+            self._away[page:page + pages] = bytes(pages)
+            return Run(self, start, pages, offset_in_page, length)
+
     def _check(self, run: Run) -> None:
         if run.pool is not self:
             raise MisuseError("the buffer is of another pool")
@@ -150,7 +187,8 @@ class RegionPages(MappedType):
 
     def extent(self, base: Run) -> int:
         """All of the run's pages."""
-        check_live(base)
+        if not base.references:
+            check_live(base)
         return base.pages * PAGE
 
     def retain(self, base: Run) -> None:
@@ -164,10 +202,13 @@ class RegionPages(MappedType):
     def where(self, buffer: LocalBuffer) -> tuple[Memory, int]:
         """Place in the region. Raises MisuseError once released, or once the region is closed."""
         run: Run = buffer.base
-        check_live(run)
-        pool = run.pool
-        assert isinstance(pool, PagePool)
-        PROCESS_MEMORY.extent(pool.memory)
+        if not run.references:
+            check_live(run)
+        pool = cast("PagePool", run.pool)
+        try:
+            len(pool.memory)
+        except ValueError as error:
+            raise MisuseError(f"the region is closed: {error}") from error
         return pool.memory, pool.offset + run.start + buffer.offset
 
     def copy_to(self, source: LocalBuffer, memory: memoryview) -> None:
@@ -182,6 +223,35 @@ class RegionPages(MappedType):
 REGION_PAGES = RegionPages()
 
 
+class PeerPart:
+    """A peer's part of the region: nothing is allocated here, but what the peer says is in it can be used in place.
+
+    Args:
+        memory: the region as mapped here.
+        offset, length: of the part, bytes.
+
+    Raises:
+        MisuseError: as `PagePool`.
+    """
+
+    def __init__(self, memory: Memory, offset: int, length: int) -> None:
+        self._pool = PagePool(memory, offset, length, away=True)
+
+    def at(self, offset: int, length: int) -> LocalBuffer:
+        """`length` bytes at `offset` in the region, wherever in a page they start: the peer's to keep unchanged (soft).
+
+        Raises:
+            MisuseError: they are not all in the part.
+        """
+        pool = self._pool
+        skew = offset % PAGE
+        start = offset - skew - pool.offset
+        if start < 0 or length < 1 or start + skew + length > pool.length:
+            raise MisuseError(f"{length} bytes at {offset:#x} are not in the peer's part")
+        run = Run(pool, start, -(-(skew + length) // PAGE), skew, length)
+        return LocalBuffer(REGION_PAGES, run, skew, length)
+
+
 class PagePool(RunPool):
     """The pages of one member's part of a region (`idc.layout.Part`), handed out as buffers.
 
@@ -189,14 +259,18 @@ class PagePool(RunPool):
         memory: the region as mapped here.
         offset: of the part in it, bytes, at a page boundary.
         length: of the part, bytes, whole pages.
+        away: all of its pages are with a peer to begin with: the part is the peer's, which hands pages over.
 
     Raises:
         MisuseError: the part is not whole pages, or not in the memory.
     """
 
-    def __init__(self, memory: Memory, offset: int, length: int) -> None:
+    def __init__(self, memory: Memory, offset: int, length: int, *, away: bool = False) -> None:
         super().__init__(length)
         words.check_range(memory, offset, length, PAGE)
+        if away:
+            self._free.clear()
+            self._away[:] = b"\1" * len(self._away)
         self.memory = memory
         self.offset = offset
 
@@ -230,6 +304,17 @@ class PagePool(RunPool):
     def release(self, buffer: LocalBuffer) -> None:
         """One reference less; the last one gives the pages back. Raises MisuseError as `retain` does."""
         self.give(self._run(buffer))
+
+    def hand_away(self, buffer: LocalBuffer) -> int:
+        """Hand the pages of a whole allocation to a peer; where they lie in the region. The buffer is of no use then.
+
+        An agreement: the peer can reach the pages before, and this member afterwards (soft). Raises as `surrender`.
+        """
+        return self.offset + self.surrender(self._run(buffer))
+
+    def take_over(self, at: int, length: int, offset_in_page: int = 0) -> LocalBuffer:
+        """`length` bytes on pages at `at` in the region, which a peer has handed over. Raises as `adopt`."""
+        return LocalBuffer(REGION_PAGES, self.adopt(at - self.offset, length, offset_in_page), offset_in_page, length)
 
     def pages(self, buffer: LocalBuffer) -> range:
         """Offsets in the region of the pages that the buffer touches, until a hand-over; who holds a reference of its

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from idc.buffers.cow import COPY_ON_WRITE, CowView
 from idc.buffers.files import FILE_RANGE
@@ -86,15 +86,20 @@ class Registry:
             HiddenError: a buffer is of hidden pages and the other can take no copy of them.
             FileRangeError: a file failed.
         """
+        length = source.length
+        faster = self._copies.get((source.type, target.type))
+        if faster is None or length != target.length or source.type is target.type:
+            self._check(source, target)
+        if not length:
+            return 0
+        if faster is not None:  # the common case, so in few steps: in an emulated guest they cost more than a page
+            copied = faster(source, target)
+            if counter is not None:
+                counter.copied += copied
+            return copied
         counter = CopyCounter() if counter is None else counter
         before = counter.copied
-        self._check(source, target)
-        faster = self._copies.get((source.type, target.type))
-        if not source.length:
-            pass
-        elif faster:
-            counter.copied += faster(source, target)
-        elif isinstance(source.type, MappedType):
+        if isinstance(source.type, MappedType):
             with window(*source.type.where(source), source.length) as view, view.toreadonly() as reading:
                 target.type.copy_from(reading, target)
             counter.copied += source.length
@@ -197,7 +202,8 @@ def standard_registry(force: Strategy | None = None, bounce: int = BOUNCE) -> Re
 
 
 def _copy_mapped(source: LocalBuffer, target: LocalBuffer) -> int:
-    assert isinstance(source.type, MappedType)
-    assert isinstance(target.type, MappedType)
-    copy_memory(*source.type.where(source), *target.type.where(target), source.length)
+    # Registered for mapped types only; to ask an abstract class would take as long as the rest of this.
+    memory, at = cast("MappedType", source.type).where(source)
+    into, there = cast("MappedType", target.type).where(target)
+    copy_memory(memory, at, into, there, source.length)
     return source.length

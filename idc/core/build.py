@@ -18,17 +18,23 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "idc" / "core"
-#: What measures is no part of the core, and lies with what calls it.
+#: What knows frames, and what measures, is no part of the core, and lies with what calls it.
+ENDPOINT = ROOT / "idc" / "endpoint"
 MEASURE = ROOT / "idc" / "measure"
-SOURCES = tuple(CORE / name for name in ("ring.c", "wait.c", "copy.c", "fault.c")) + tuple(
-    MEASURE / name for name in ("loops.c", "paced.c", "sockets.c"))
+SOURCES = (
+    *(CORE / name for name in ("ring.c", "wait.c", "copy.c", "fault.c")),
+    ENDPOINT / "transact.c",
+    *(MEASURE / name for name in ("loops.c", "paced.c", "sockets.c", "transact.c")),
+)
+#: What is shown to cffi, in this order.
+HEADERS = (CORE / "idc_core.h", ENDPOINT / "transact.h", MEASURE / "measure.h")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla", "-Werror")
 CFLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-pthread", *WARNINGS)
 
 # What cffi generates is not ours to keep free of warnings.
 PRELUDE = """
-#include "idc_core.h"
+#include "measure.h"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #pragma GCC diagnostic ignored "-Wpointer-arith"
@@ -43,20 +49,21 @@ def declarations(header: str) -> str:
     """
     found = re.search(r"/\* cdef begin \*/(.*)/\* cdef end \*/", header, re.DOTALL)
     if found is None:
-        raise ValueError("idc_core.h has lost its 'cdef begin' or 'cdef end' mark; build.py needs both")
+        raise ValueError("a header of the core has lost its 'cdef begin' or 'cdef end' mark; build.py needs both")
     return found.group(1)
 
 
 def make_ffibuilder() -> FFI:
     """Return the configured builder; source paths are relative to the project root, as setuptools demands."""
     ffi = FFI()
-    ffi.cdef(declarations((CORE / "idc_core.h").read_text()))
+    for header in HEADERS:
+        ffi.cdef(declarations(header.read_text()))
     ffi.set_source(
         "idc._core",
         PRELUDE,
         sources=[os.path.relpath(path, ROOT) for path in SOURCES],
-        include_dirs=[str(CORE)],
-        depends=[str(CORE / "idc_core.h"), str(CORE / "inner.h")],
+        include_dirs=[str(CORE), str(ENDPOINT), str(MEASURE)],
+        depends=[*map(str, HEADERS), str(CORE / "inner.h")],
         extra_compile_args=list(CFLAGS),
         extra_link_args=["-pthread"],
     )
@@ -70,7 +77,7 @@ def build_in_place() -> Path:
     """Compile in a temporary directory, then put the extension beside idc/__init__.py; returns its path."""
     with tempfile.TemporaryDirectory(prefix="idc-core-") as scratch:
         # cffi compiles inside its directory, so the relative source paths must hold there too.
-        for folder in (CORE, MEASURE):
+        for folder in (CORE, ENDPOINT, MEASURE):
             shutil.copytree(folder, Path(scratch) / "idc" / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         built = Path(ffibuilder.compile(tmpdir=scratch))
         # The code keeps to the limited API whatever cffi names the file; setuptools names it so too, and two

@@ -194,3 +194,12 @@ void idc_copy(void *dst, const void *src, uint64_t n)
     int size_class = n <= class_limit[0] ? 0 : n <= class_limit[1] ? 1 : 2;
     routines[atomic_load_explicit(&chosen[size_class], memory_order_relaxed)].run(dst, src, n);
 }
+
+int idc_copy_apart(void *dst, const void *src, uint64_t n)
+{
+    uintptr_t d = (uintptr_t)dst, s = (uintptr_t)src;
+    if ((d > s ? d - s : s - d) < n)
+        return IDC_EINVAL;
+    idc_copy(dst, src, n);
+    return IDC_OK;
+}

@@ -2,7 +2,8 @@
  * waiting, measured copies. It holds no policy, opens nothing and allocates nothing that outlives a call.
  * Depends on libc only. docs/protocol.md gives the shared words; this file gives the private side of them.
  *
- * Everything between the two "cdef" marks is also what build.py shows to cffi: no preprocessor lines there.
+ * Everything between the two "cdef" marks is also what build.py shows to cffi: no preprocessor lines there. What
+ * is built on the core has headers of its own: idc/endpoint/transact.h, idc/measure/measure.h.
  */
 #ifndef IDC_CORE_H
 #define IDC_CORE_H
@@ -128,6 +129,7 @@ int64_t idc_available(struct idc_ring *r);
 /* --- messages ---
  * Sends return the length (0 for an empty message) or a negative result; receives likewise. */
 int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t n);
+int64_t idc_msg_post_one(struct idc_ring *r, const void *buf, uint64_t len);
 int64_t idc_msg_send(struct idc_ring *r, const void *buf, uint64_t len, int64_t spin_ns, int64_t timeout_ns);
 int64_t idc_msg_sendv(struct idc_ring *r, const struct idc_part *parts, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns);
@@ -175,6 +177,7 @@ void idc_copy_run(int routine, void *dst, const void *src, uint64_t n);
 int idc_copy_chosen(int size_class);
 int idc_copy_force(int size_class, int routine); /* routine -1: measure again. IDC_OK or IDC_EINVAL */
 void idc_copy(void *dst, const void *src, uint64_t n);
+int idc_copy_apart(void *dst, const void *src, uint64_t n); /* IDC_EINVAL, and nothing done, if the two overlap */
 /* ns for `rounds` copies of `chunk` bytes that walk through both areas of `span` bytes. */
 int64_t idc_loop_copy(int routine, void *dst, const void *src, uint64_t span, uint64_t chunk, uint64_t rounds);
 
@@ -184,41 +187,6 @@ void idc_store64(void *word, uint64_t value);
 uint32_t idc_load32(const void *word);
 void idc_store32(void *word, uint32_t value);
 void idc_fence(void);
-
-/* --- idc/measure/loops.c: each runs inside one call, ends at the deadline (absolute, idc_now_ns) at the latest, and
- * returns how many rounds or bytes it did, or a negative result. A sample is the mean of `per` round trips in ns. --- */
-int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline);
-int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
-                      uint64_t per, int64_t spin_ns, uint64_t deadline);
-int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per,
-                           uint64_t deadline);
-int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, uint64_t deadline);
-int64_t idc_loop_bell_ping(const struct idc_bell *bell, int wake_fd, uint64_t *samples, uint64_t n, uint64_t per,
-                           uint64_t deadline);
-int64_t idc_loop_bell_pong(const struct idc_bell *bell, int wake_fd, uint64_t rounds, uint64_t deadline);
-/* `total` bytes through a byte ring in writes or reads of `chunk`, copied from and to private memory. */
-int64_t idc_loop_stream_out(struct idc_ring *tx, uint64_t total, uint64_t chunk, int64_t spin_ns, uint64_t deadline);
-int64_t idc_loop_stream_in(struct idc_ring *rx, uint64_t total, uint64_t chunk, int64_t spin_ns, uint64_t deadline);
-/* The floor of a stream: slots of `chunk` bytes between two indexes (128 bytes apart), and nothing else. */
-int64_t idc_loop_pipe_out(void *indexes, void *data, uint64_t slots, uint64_t chunk, uint64_t total, int routine,
-                          uint64_t deadline);
-int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64_t chunk, uint64_t total, int routine,
-                         uint64_t deadline);
-
-/* --- idc/measure/paced.c --- */
-int64_t idc_loop_clock(uint64_t n); /* ns for n readings of the clock */
-/* n messages one way, as fast as they go. */
-int64_t idc_loop_send(struct idc_ring *tx, uint64_t len, uint64_t n, int64_t spin_ns, uint64_t deadline);
-int64_t idc_loop_receive(struct idc_ring *rx, uint64_t n, int64_t spin_ns, uint64_t deadline);
-/* Round trips due every interval_ns, each measured from when it was due. The other end: idc_loop_echo. */
-int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
-                       uint64_t interval_ns, int64_t spin_ns, uint64_t deadline);
-/* --- idc/measure/sockets.c --- */
-int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per, int polls,
-                         uint64_t deadline);
-int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline);
-int64_t idc_loop_fd_out(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
-int64_t idc_loop_fd_in(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
 
 /* cdef end */
 #endif

@@ -178,6 +178,12 @@ int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t 
     return post(r, parts, n);
 }
 
+int64_t idc_msg_post_one(struct idc_ring *r, const void *buf, uint64_t len)
+{
+    struct idc_part part = {.base = buf, .len = len};
+    return post(r, &part, 1);
+}
+
 int64_t idc_msg_sendv(struct idc_ring *r, const struct idc_part *parts, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns)
 {

@@ -54,6 +54,7 @@ NAP: Final = 1.0
 NAP_ALONE: Final = 0.1
 #: Seconds for which a leader waits in the core, which polls first, before it lets the others submit and sleeps.
 HOLD: Final = 50e-6
+_OK = Result.OK  # an Enum's members are looked up by a call of Python code
 
 
 def value_of(completion: Completion) -> bytes:
@@ -64,7 +65,7 @@ def value_of(completion: Completion) -> bytes:
         HandlerFailedError: its handler raised.
         OutcomeUnknownError: the connection was lost meanwhile.
     """
-    if completion.result is Result.OK:
+    if completion.result is _OK:
         if completion.error:
             raise TransactionError(completion.error, completion.status)
         return completion.status
@@ -254,7 +255,7 @@ class Caller:
         call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
         me, nested = self._enter(timeout)
         try:
-            while (result := submit(call.done)) is not Result.OK:
+            while (result := submit(call.done)) is not _OK:
                 if result is Result.CLOSED:
                     raise ClosedError("the endpoint is destroyed")
                 if result is Result.NOT_CONNECTED:

@@ -42,6 +42,9 @@ GOOD_AFTER = 1.0
 #: Seconds between two looks for a peer that is not connected, where nothing else wakes the endpoint.
 UNCONNECTED_LOOK = 0.05
 
+# Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
+_CONNECTED, _OK = State.CONNECTED, Result.OK
+
 log = logging.getLogger("idc.endpoint")
 
 
@@ -179,13 +182,15 @@ class Endpoint:
             TooBigError: the parameters are longer than the peer accepts.
         """
         session = self._session
-        if session is None or self.state is not State.CONNECTED:
+        if session is None or self.state is not _CONNECTED:
             return self._unconnected()
         try:
             result = session.submit_transaction(parameters, done, ordered=ordered)
         except DisconnectedError as error:
             return self._lost(error)
-        return self._sent(result, notify=notify)
+        if notify and self._dirty:
+            self.notify()
+        return result
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
@@ -196,7 +201,9 @@ class Endpoint:
             result = session.submit_message(body, done)
         except DisconnectedError as error:
             return self._lost(error)
-        return self._sent(result, notify=notify)
+        if notify:
+            self.notify()
+        return result
 
     def register(self, buffer: LocalBuffer, access: Access, *, filled: Callable[[int, int], None] | None = None,
                  returned: Callable[[], None] | None = None, direct: bool = True,
@@ -304,7 +311,7 @@ class Endpoint:
                 timeout = 0.0
             elif (due := party.patience) is not None:
                 timeout = min(timeout, due)
-        if self.state is State.CONNECTED:
+        if self.state is _CONNECTED:
             return self._take(timeout) or worked
         if self.state is State.DESTROYED:
             return worked
@@ -375,7 +382,7 @@ class Endpoint:
                 return  # it does not fit, or is over already
         assert self._session is not None
         try:
-            self._refill(0.0)
+            self._inbox.extend(self._carrier.take(0.0))
             while self._inbox and not self._session.greeted:
                 self._session.receive(self._inbox.popleft())
         except DisconnectedError as error:
@@ -412,52 +419,60 @@ class Endpoint:
             self._drop(str(error))
             self._hold_off()
 
-    def _post(self, frame: bytes) -> None:
+    def _post(self, frame: bytes, body: bytes = b"") -> None:
         assert self._carrier is not None
         try:
-            self._carrier.post(frame)
+            self._carrier.post(frame, body)
         except DisconnectedError as error:
             self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
             raise
         self._dirty = True
 
-    def _refill(self, timeout: float) -> bool:
-        assert self._carrier is not None
-        frames_there = self._carrier.take(timeout)
-        self._inbox.extend(frames_there)
-        return bool(frames_there)
-
     def _take(self, timeout: float) -> bool:
-        self.notify()
+        if self._dirty:
+            self.notify()
+        inbox = self._inbox
         try:
             if self._broken is not None:
                 raise self._broken
-            if self.state is State.CONNECTED and not self._inbox and not self._refill(timeout):
-                return False
-            while self._inbox and self.state is State.CONNECTED:
-                self._handle(self._inbox.popleft())
+            if not inbox and self.state is _CONNECTED:
+                assert self._carrier is not None
+                taken = self._carrier.take(timeout)
+                if not taken:
+                    return False
+                inbox.extend(taken)
+            while inbox and self.state is _CONNECTED:
+                self._handle(inbox.popleft())
                 if self._broken is not None:
                     raise self._broken
         except ProtocolError as error:
             self._lost(error, bye=str(error))
         except DisconnectedError as error:
             self._lost(error)
-        self.notify()
+        if self._dirty:
+            self.notify()
         return True
 
     def _handle(self, frame: bytes) -> None:
         assert self._session is not None
         event = self._session.receive(frame)
-        if isinstance(event, list):
-            _deliver(event)
+        if type(event) is list:
+            if len(event) == 1:
+                done, completion = event[0]
+                if done is not None:
+                    done(completion)
+            else:
+                _deliver(event)
             return
         if isinstance(event, IncomingAsk):
             self._sharing.serve(event)
             return
+        assert not isinstance(event, list)
         try:
-            if isinstance(event, IncomingTransaction):
+            if type(event) is IncomingTransaction:
                 self._client.transaction(self, event)
             else:
+                assert isinstance(event, IncomingMessage)
                 self._client.message(self, event)
         except Exception as error:  # whatever a handler raises is its submitter's to know
             log.exception("a handler of %s failed", type(self._client).__name__)
@@ -472,11 +487,6 @@ class Endpoint:
     def _unconnected(self) -> Result:
         gone = self.state in (State.DESTROYED, State.DESTROYING)
         return Result.CLOSED if gone else Result.NOT_CONNECTED
-
-    def _sent(self, result: Result, *, notify: bool) -> Result:
-        if notify:
-            self.notify()
-        return result
 
     def _lost(self, error: DisconnectedError, bye: str = "") -> Result:
         self._end(Event.LOST, str(error), bye=bye, fault=isinstance(error, ProtocolError | CorruptError))

@@ -15,6 +15,7 @@ from idc.errors import MisuseError, ProtocolError
 VERSION: Final = 2
 HEADER: Final = struct.Struct("<BBHI")
 HEADER_BYTES: Final = HEADER.size
+_unpack = HEADER.unpack_from
 _HELLO: Final = struct.Struct("<HHHHIII")
 #: Most bytes of a reason, in UTF-8.
 REASON_BYTES: Final = 200
@@ -114,12 +115,12 @@ def reason_text(body: bytes) -> str:
 
 def parse(frame: bytes) -> tuple[int, int, int, bytes]:
     """(kind, error, tag, body). Raises ProtocolError for a frame shorter than its header or with flags."""
-    if len(frame) < HEADER_BYTES:
+    if len(frame) < 8:
         raise ProtocolError(f"a frame of {len(frame)} bytes, the header alone has {HEADER_BYTES}")
-    kind, flags, error, tag = HEADER.unpack_from(frame)
+    kind, flags, error, tag = _unpack(frame)
     if flags:
         raise ProtocolError(f"a frame with flags {flags:#x}, version {VERSION} has none")
-    return kind, error, tag, frame[HEADER_BYTES:]
+    return kind, error, tag, frame[8:]
 
 
 def parse_hello(body: bytes) -> Quotas:

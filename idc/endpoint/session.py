@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     Done = Callable[[Completion], None]
 
 _SLOT_MASK: Final = 0xFFFF
-_DELIVERED: Final = Completion(Result.OK)
+#: Bytes of a body from which on a copy costs more than to pass it beside its header.
+LONG: Final = 4096
+# Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
+_OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
+_MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
+_HELLO, _BYE = int(Kind.HELLO), int(Kind.BYE)
+_pack = frames.HEADER.pack
+_DELIVERED: Final = Completion(_OK)
 
 
 class _Slot:
@@ -43,22 +50,25 @@ class Slots:
 
     Args:
         count: most of them outstanding at a time.
+
+    Attributes:
+        free: those that nothing holds, the longest free first.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._all = [_Slot(index) for index in range(count)]
-        self._free = deque(self._all)
+        self.free = deque(self._all)
         self._order: deque[_Slot] = deque()
 
     @property
     def outstanding(self) -> int:
         """Slots in use."""
-        return self.count - len(self._free)
+        return self.count - len(self.free)
 
     def take(self, done: Done | None, *, ordered: bool) -> int:
         """A tag for a new submission; the caller has checked that one is free."""
-        slot = self._free.popleft()
+        slot = self.free.popleft()
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = slot.uses << 16 | slot.index
         slot.done = done
@@ -74,7 +84,7 @@ class Slots:
         if slot.ordered:
             self._order.remove(slot)
         slot.done, slot.tag, slot.ordered = None, -1, False
-        self._free.append(slot)
+        self.free.append(slot)
 
     def answer(self, tag: int, completion: Completion) -> list[tuple[Done | None, Completion]]:
         """Complete the submission of that tag: what may be delivered now, in order. Raises ProtocolError."""
@@ -83,7 +93,9 @@ class Slots:
         if slot is None or slot.tag != tag or slot.answer is not None:
             raise ProtocolError(f"an answer to tag {tag:#x}, which is not outstanding")
         if not slot.ordered:
-            return [self._release(slot, completion)]
+            done, slot.done, slot.tag = slot.done, None, -1
+            self.free.append(slot)
+            return [(done, completion)]
         slot.answer = completion
         ready = []
         while self._order and (answer := self._order[0].answer) is not None:
@@ -98,7 +110,7 @@ class Slots:
 
     def _release(self, slot: _Slot, completion: Completion) -> tuple[Done | None, Completion]:
         done, slot.done, slot.tag, slot.ordered = slot.done, None, -1, False
-        self._free.append(slot)
+        self.free.append(slot)
         return done, completion
 
 
@@ -152,7 +164,9 @@ class IncomingTransaction(_Incoming):
     __slots__ = ("parameters",)
 
     def __init__(self, session: Session, tag: int, parameters: bytes) -> None:
-        super().__init__(session, tag)
+        self._session = session
+        self._tag = tag
+        self._open = True
         self.parameters = parameters
 
     def complete(self, status: bytes = b"", error: int = 0) -> Result:
@@ -171,9 +185,13 @@ class IncomingTransaction(_Incoming):
         """
         if not 0 <= error < HANDLER_FAILED:
             raise MisuseError(f"error code {error} of a transaction: must be 0 to {HANDLER_FAILED - 1}")
-        self._session.check_status(status)
-        self._finish("transaction")
-        return self._session.finish_transaction(self._tag, status, error)
+        session = self._session
+        if len(status) > session.peer.status_bytes:
+            session.check_status(status)
+        if not self._open:
+            self._finish("transaction")
+        self._open = False
+        return session.finish_transaction(self._tag, status, error)
 
     def fail(self, reason: str) -> Result:
         """Answer it with *error* and a reason in words."""
@@ -222,7 +240,8 @@ class Session:
     Args:
         accepts: what this side lets the peer do.
         requests, messages, asks: this side's slots; none of them may be in use.
-        post: gives a frame to the carrier. It never waits: the carrier has room for every slot.
+        post: gives a frame to the carrier, a long body beside it (`Carrier.post`). It never waits: the carrier has room
+            for every slot.
 
     Attributes:
         peer: what the peer accepts; nothing until its HELLO.
@@ -230,7 +249,7 @@ class Session:
         on_last: called, after the end, when the last of them is.
     """
 
-    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[[bytes], None],
+    def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None],
                  asks: Slots | None = None) -> None:
         self.accepts = accepts
         self.peer = Quotas(0, 0, 0, 0)
@@ -254,31 +273,35 @@ class Session:
 
     def submit_transaction(self, parameters: bytes, done: Done | None, *, ordered: bool) -> Result:
         """OK or BACK_PRESSURED. Raises TooBigError."""
-        return self._submit(Kind.REQUEST, self._requests, self.peer.requests, parameters, done, ordered=ordered)
+        return self._submit(_REQUEST, self._requests, self.peer.requests, parameters, done, ordered)
 
     def submit_message(self, body: bytes, done: Done | None) -> Result:
         """OK or BACK_PRESSURED. Raises TooBigError."""
-        return self._submit(Kind.MESSAGE, self._messages, self.peer.messages, body, done, ordered=False)
+        return self._submit(_MESSAGE, self._messages, self.peer.messages, body, done, False)
 
     def submit_ask(self, kind: Kind, body: bytes, done: Done) -> Result:
         """OK or BACK_PRESSURED. Raises TooBigError. The completion's status is the answer, its error a refusal's code.
         """
-        return self._submit(kind, self._asks, self.peer.asks, body, done, ordered=False)
+        return self._submit(kind, self._asks, self.peer.asks, body, done, False)
 
-    def _submit(self, kind: Kind, slots: Slots, quota: int, body: bytes, done: Done | None, *,
+    def _submit(self, kind: int, slots: Slots, quota: int, body: bytes, done: Done | None,
                 ordered: bool) -> Result:
         most = self.peer.ask_bytes if kind in frames.ASKS else self.peer.parameter_bytes
         if len(body) > most:
-            raise TooBigError(f"{len(body)} bytes in a {kind.name.lower()}, the peer accepts {most}")
-        if slots.outstanding >= min(slots.count, quota):
-            return Result.BACK_PRESSURED
+            raise TooBigError(f"{len(body)} bytes in a {Kind(kind).name.lower()}, the peer accepts {most}")
+        free = slots.free
+        if not free or slots.count - len(free) >= quota:
+            return _BACK_PRESSURED
         tag = slots.take(done, ordered=ordered)
         try:
-            self._post(frames.encode(kind, tag, body))
+            if len(body) < LONG:
+                self._post(_pack(kind, 0, 0, tag) + body)
+            else:
+                self._post(_pack(kind, 0, 0, tag), body)
         except BaseException:
             slots.cancel(tag)
             raise
-        return Result.OK
+        return _OK
 
     # -- this side completes
 
@@ -290,29 +313,34 @@ class Session:
     def finish_transaction(self, tag: int, status: bytes, error: int) -> Result:
         """See IncomingTransaction."""
         self._held_requests.discard(tag)
-        return self._answer(frames.encode(Kind.REPLY, tag, status, error))
+        if len(status) < LONG:
+            return self._answer(_pack(_REPLY, 0, error, tag) + status)
+        return self._answer(_pack(_REPLY, 0, error, tag), status)
 
     def finish_message(self, tag: int) -> Result:
         """See IncomingMessage."""
         self._held_messages.discard(tag)
-        return self._answer(frames.encode(Kind.DONE, tag))
+        return self._answer(_pack(_DONE, 0, 0, tag))
 
     def finish_ask(self, tag: int, body: bytes, code: int) -> Result:
         """See IncomingAsk."""
         self._held_asks.discard(tag)
         return self._answer(frames.encode(Kind.ANSWER, tag, body, code))
 
-    def _answer(self, frame: bytes) -> Result:
+    def _answer(self, frame: bytes, body: bytes = b"") -> Result:
         if self.over:
             if not self.held and (told := self.on_last) is not None:
                 self.on_last = None
                 told()
             return Result.CLOSED
         try:
-            self._post(frame)
+            if body:
+                self._post(frame, body)
+            else:
+                self._post(frame)
         except DisconnectedError:
             return Result.CLOSED  # whoever drives the endpoint learns of the end by itself
-        return Result.OK
+        return _OK
 
     # -- the peer's frames
 
@@ -324,26 +352,31 @@ class Session:
             PeerGoneError: it says that the connection is over, and why.
         """
         kind, error, tag, body = frames.parse(frame)
-        if kind == Kind.HELLO:
+        if self.greeted:
+            if kind == _REQUEST:
+                self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")
+                return IncomingTransaction(self, tag, body)
+            if kind == _REPLY:
+                return self._requests.answer(tag, self._completion(error, body))
+        return self._receive_other(kind, error, tag, body)
+
+    def _receive_other(self, kind: int, error: int, tag: int,
+                       body: bytes) -> Incoming | IncomingAsk | list[tuple[Done | None, Completion]]:
+        if kind == _HELLO:
             if self.greeted:
                 raise ProtocolError("a second HELLO")
             self.peer = frames.parse_hello(body)
             self.greeted = True
             return []
-        if kind == Kind.BYE:
+        if kind == _BYE:
             raise PeerGoneError(f"the peer ended the connection: {frames.reason_text(body) or 'no reason given'}")
         if not self.greeted:
             raise ProtocolError(f"a frame of kind {kind} before HELLO")
-        if kind == Kind.REPLY:
-            return self._requests.answer(tag, self._completion(error, body))
-        if kind == Kind.DONE:
+        if kind == _DONE:
             if body:
                 raise ProtocolError(f"{len(body)} bytes with the completion of a message")
             return self._messages.answer(tag, _DELIVERED)
-        if kind == Kind.REQUEST:
-            self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")
-            return IncomingTransaction(self, tag, body)
-        if kind == Kind.MESSAGE:
+        if kind == _MESSAGE:
             self._hold(self._held_messages, self.accepts.messages, tag, body, "messages")
             return IncomingMessage(self, tag, body)
         if kind == Kind.ANSWER:
@@ -358,7 +391,7 @@ class Session:
             raise ProtocolError(f"a status of {len(body)} bytes, {self.accepts.status_bytes} are accepted")
         if error == HANDLER_FAILED:
             return Completion(Result.ERROR, error, b"", frames.reason_text(body) or "the handler failed")
-        return Completion(Result.OK, error, body)
+        return Completion(_OK, error, body)
 
     def _answered(self, code: int, body: bytes) -> Completion:
         if len(body) > self.accepts.ask_bytes:

@@ -75,7 +75,7 @@ class Stream:
         most = self._endpoint.peer_quotas.parameter_bytes
         view = memoryview(data)
         for at in range(0, len(view), most):
-            piece = bytes(view[at:at + most])
+            piece = data if type(data) is bytes and len(data) <= most else bytes(view[at:at + most])
             while (result := self._endpoint.submit_message(piece, self._sent)) is not Result.OK:
                 if result is not Result.BACK_PRESSURED:
                     raise PeerGoneError(self._endpoint.reason or "the connection is over")
@@ -102,7 +102,8 @@ class Stream:
         if self._at >= len(body):
             self._at = 0
             queue.popleft().complete()
-            self._endpoint.notify()
+            if not queue:  # what is here already, will be received: one notice for all of it
+                self._endpoint.notify()
         return piece
 
     def close(self) -> None:

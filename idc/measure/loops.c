@@ -2,6 +2,7 @@
  * through rings, so that what the rings and what Python adds can be told apart. Each is bounded by a deadline.
  * May depend on inner.h and the rest of the core. */
 #include "inner.h"
+#include "measure.h"
 
 #include <stdlib.h>
 

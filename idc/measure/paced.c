@@ -2,6 +2,7 @@
  * they are sent by a timetable and not whenever the last one came back. May depend on inner.h and the rest of the
  * core. */
 #include "inner.h"
+#include "measure.h"
 
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 /* The loops of a connected stream socket (TCP, vsock, Unix): the peers of the rings, written as tightly as those.
  * `polls` not 0 never sleeps: the strongest a socket can do for latency. The socket has its own time-out (SO_RCVTIMEO,
  * SO_SNDTIMEO), which also bounds polling through the deadline. Depends on libc only. */
-#include "idc_core.h"
+#include "measure.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -7,9 +7,11 @@ into. Depends on the standard library.
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from array import array
 
+_LENGTH = struct.Struct("<I")
 #: Seconds that one call may wait for the other end.
 STALL = 30.0
 
@@ -99,6 +101,38 @@ class Connection:
         for _ in range(rounds):
             _fill(sock, into, size)
             sock.sendall(into)
+
+    def framed_ping(self, size: int, count: int, per: int) -> array[int]:
+        """`ping` of messages that carry their length, as the other end does not know it."""
+        assert self.sock is not None
+        message, sock, now, receive = bytes(size), self.sock, time.monotonic_ns, self._receive_framed
+        samples = array("Q", bytes(8 * count))
+        before = now()
+        for index in range(count):
+            for _ in range(per):
+                sock.sendall(_LENGTH.pack(size) + message)
+                receive()
+            after = now()
+            samples[index] = (after - before) // per
+            before = after
+        return samples
+
+    def framed_echo(self, rounds: int) -> None:
+        """Send back whatever comes, `rounds` times."""
+        assert self.sock is not None
+        sock, receive = self.sock, self._receive_framed
+        for _ in range(rounds):
+            message = receive()
+            sock.sendall(_LENGTH.pack(len(message)) + message)
+
+    def _receive_framed(self) -> bytearray:
+        assert self.sock is not None
+        head = bytearray(_LENGTH.size)
+        _fill(self.sock, memoryview(head), len(head))
+        body = bytearray(_LENGTH.unpack(head)[0])
+        if body:
+            _fill(self.sock, memoryview(body), len(body))
+        return body
 
     def stream_out(self, total: int, chunk: int) -> int:
         """Send `total` bytes, `chunk` at a time, and wait for one byte back; the nanoseconds of that."""

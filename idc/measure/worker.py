@@ -13,28 +13,25 @@ import json
 import os
 import platform
 import struct
-import time
 import zlib
 from array import array
 from typing import IO, TYPE_CHECKING, Any
 
 from idc._core import ffi, lib
 from idc.channel import ByteChannel, MessageChannel
-from idc.errors import IdcError, MisuseError, TimedOutError
+from idc.errors import IdcError
 from idc.layout import Kind
 from idc.measure import plain
+from idc.measure.calls import CallCommands
 from idc.measure.sockets import Connection
-from idc.ringbase import DEFAULT_SPIN, POLL_ONLY
+from idc.measure.timing import SPIN, processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc.measure.timing import Answer
     from idc.region import Region
 
-Answer = dict[str, Any]
-
-#: How long a side polls before it sleeps, by the name of the mode; seconds.
-SPIN = {"poll": POLL_ONLY, "doorbell": 0.0, "adaptive": DEFAULT_SPIN}
 #: The channel whose memory and vectors the bare loops use; it is never attached.
 BARE = "bare"
 #: Bytes between the two words of bare loops, as in the rings: processors fetch cache lines in pairs.
@@ -47,7 +44,7 @@ SETS = 64
 CLOCK_READINGS = 10_000
 
 
-class Worker:
+class Worker(CallCommands):
     """Runs commands over `region`; `limit` seconds bound each loop.
 
     A command's keys are the arguments of the method `do_NAME`. Loops take `role`: "near" pings, sends and keeps the
@@ -55,12 +52,10 @@ class Worker:
     """
 
     def __init__(self, region: Region, *, limit: float = 30.0) -> None:
-        self._region = region
-        self._limit = limit
+        super().__init__(region, limit)
         self._messages: dict[str, MessageChannel] = {}
         self._bytes: dict[str, ByteChannel] = {}
         self._sockets: dict[str, Connection] = {}
-        self._samples: array[int] = array("Q")
         self._bare = region.header.channel(BARE)
         self._memory = ffi.from_buffer("uint8_t[]", region.memory, require_writable=True)
         self._words_at = self._memory + self._bare.data_ba
@@ -69,7 +64,8 @@ class Worker:
         self._wake = region.events[self._bare.data_vector]
 
     def close(self) -> None:
-        """Let go of channels, sockets and the region's memory."""
+        """Let go of endpoints, channels, sockets and the region's memory."""
+        self.close_calls()
         for messages in self._messages.values():
             messages.close()
         for stream in self._bytes.values():
@@ -167,13 +163,13 @@ class Worker:
 
     def do_copy(self, tries: list[dict[str, int]]) -> Answer:
         """Local copies by this end alone, over `slots` chunks: a memory, not a channel. `tries` as in "pipe"."""
-        began, each = _cpu(), []
+        began, each = processor_seconds(), []
         for one in tries:
             chunk, span, routine = one["chunk"], one["chunk"] * one["slots"], one["routine"]
             area = ffi.new("uint8_t[]", 2 * span)
             ffi.memmove(area, b"\1" * (2 * span), 2 * span)  # real pages
             each.append(self._check(lib.idc_loop_copy(routine, area, area + span, span, chunk, one["total"] // chunk)))
-        return {"ns": sum(each), "each": each, "cpu": _cpu() - began}
+        return {"ns": sum(each), "each": each, "cpu": processor_seconds() - began}
 
     # -- rings
 
@@ -276,6 +272,14 @@ class Worker:
         return self._ping(lambda view, n: lib.idc_loop_fd_ping(fd, size, view, n, per, polls, self._deadline()),
                           count, -(-warm // per))
 
+    def do_framed_rtt(self, role: str, name: str, size: int, count: int, per: int, warm: int) -> Answer:
+        """Messages with their length before them, of `size` bytes, there and back over a socket, in Python."""
+        ends = self._sockets[name]
+        if role == "far":
+            return self._timed(lambda: ends.framed_echo(warm + count * per))
+        ends.framed_ping(size, warm, 1)
+        return self._timed(lambda: self._keep(ends.framed_ping(size, count, per)))
+
     def do_socket_stream(self, role: str, name: str, api: str, chunk: int, total: int, warm: int) -> Answer:
         """Bytes one way over a socket; "ns" until the last was received."""
         ends = self._sockets[name]
@@ -296,9 +300,6 @@ class Worker:
 
     # -- common
 
-    def _deadline(self) -> int:
-        return int(lib.idc_now_ns()) + int(self._limit * 1e9)
-
     def _words(self, role: str, offset: int) -> tuple[Any, Any]:
         """Own and the other's bare word."""
         first = self._words_at + offset
@@ -308,38 +309,6 @@ class Worker:
         channel = self._messages[name]
         channel.sender.spin = channel.receiver.spin = SPIN[mode]
         return channel
-
-    def _check(self, result: int) -> int:
-        if result == lib.IDC_TIMEOUT:
-            raise TimedOutError(f"the loop took longer than {self._limit:g} s")
-        if result < 0:
-            raise MisuseError(ffi.string(lib.idc_result_text(result)).decode())
-        return int(result)
-
-    def _keep(self, samples: array[int]) -> None:
-        self._samples = samples
-
-    def _ping(self, loop: Callable[[Any, int], int], count: int, warm: int, *, in_one: bool = False) -> Answer:
-        """Samples of a native loop, after `warm` that are thrown away: from a call of their own, or the same."""
-        extra = warm if in_one else 0
-        samples = array("Q", bytes(8 * (count + extra)))
-        view = ffi.from_buffer("uint64_t[]", samples, require_writable=True)
-        if warm and not in_one:
-            unused = ffi.new("uint64_t[]", warm)
-            self._check(loop(unused, warm))
-        answer = self._timed(lambda: self._check(loop(view, count + extra)))
-        ffi.release(view)
-        self._keep(samples[extra:])
-        return answer
-
-    def _timed(self, run: Callable[[], object]) -> Answer:
-        """Run it: "ns" by the clock, or by its own if it returns one, and "cpu", processor seconds of this process."""
-        began, used = time.monotonic_ns(), _cpu()
-        own = run()
-        cpu, took = _cpu() - used, time.monotonic_ns() - began
-        if isinstance(own, int) and own < 0:
-            self._check(own)
-        return {"ns": took, "cpu": cpu}
 
 
 def serve(region: Region, commands: IO[str], answers: IO[str]) -> None:
@@ -370,10 +339,6 @@ def unpack_samples(answer: Answer) -> array[int]:
 
 def _spin_ns(mode: str) -> int:
     return int(SPIN[mode] * 1e9)
-
-
-def _cpu() -> float:
-    return time.process_time()
 
 
 def _first_line(path: str) -> str:

@@ -43,8 +43,13 @@ class Carrier(Protocol):
     frame_bytes: int
     near: bool
 
-    def post(self, frame: bytes) -> None:
-        """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long."""
+    def post(self, frame: bytes, body: bytes = b"") -> None:
+        """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long.
+
+        Args:
+            frame: all of it, or its beginning.
+            body: the rest of it, where it is long: a carrier need not copy it to join the two.
+        """
 
     def flush(self) -> None:
         """Wake the peer for what was posted, if it sleeps. Raises DisconnectedError."""

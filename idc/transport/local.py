@@ -44,11 +44,11 @@ class LocalCarrier:
         self._in = back
         self._closed = False
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
         if self._in.ended:
             raise PeerGoneError("the peer closed the connection")
-        self._out.frames.append(frame)
+        self._out.frames.append(frame + body if body else frame)
 
     def flush(self) -> None:
         """See there."""

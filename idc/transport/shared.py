@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from idc import layout
 from idc.bell import Waker
 from idc.channel import RECHECK, MessageChannel
-from idc.errors import BackPressuredError, MisuseError, ProtocolError, TimedOutError, TooBigError
+from idc.errors import MisuseError, ProtocolError, TooBigError
 from idc.ring import DEFAULT_SPIN, load_u64
 from idc.transport.base import Masking
 
@@ -23,70 +23,73 @@ if TYPE_CHECKING:
 
 #: Seconds for which a closed side waits for the peer to notice before it opens again: opening wipes what is unread.
 LINGER = 0.1
+#: Bytes of a slot that hold no frame: the ring's own word.
+SLOT_HEADER = 8
 #: Frames taken at a time, at most.
 BATCH = 64
 
 
 class SharedCarrier:
-    """See `idc.transport.base.Carrier`."""
+    """See `idc.transport.base.Carrier`.
+
+    Attributes:
+        channel: that it goes over, for who moves frames of it in the core (`idc.endpoint.engine`).
+    """
 
     near = True
 
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message
-        self._channel = channel
+        self.channel = channel
+        self.flush = channel.sender.flush
+        self._post = channel.sender.post
+        self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
         self.closed = False
         self.closed_at = 0.0
         self._masked = 0
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
-        if not self._channel.sender.post(frame):
+        if not self._post(frame + body if body else frame):
             raise ProtocolError("the peer does not take what it has asked for: the ring is full")
 
-    def flush(self) -> None:
-        """See there."""
-        self._channel.sender.flush()
-
-    def take(self, timeout: float) -> Sequence[bytes]:
-        """See there."""
+    def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
+        """See there. At most `most` frames."""
         try:
-            return self._channel.receiver.recv_batch(self._most, timeout=timeout)
-        except (BackPressuredError, TimedOutError):
-            return ()
+            return self._take(min(self._most, most), timeout)
         except TooBigError as error:
             raise ProtocolError(str(error)) from error
 
     def arm(self) -> bool:
         """See there."""
-        return self._channel.receiver.arm()
+        return self.channel.receiver.arm()
 
     def close(self) -> None:
         """See there."""
         if not self.closed:
             self._masked = self.masking.times
             self.closed, self.closed_at = True, time.monotonic()
-            self._channel.close()
+            self.channel.close()
 
     @property
     def position(self) -> int:
         """Frames taken so far, by whatever way."""
-        return 0 if self.closed else self._channel.receiver.position
+        return 0 if self.closed else self.channel.receiver.position
 
     @property
     def masking(self) -> Masking:
         """What `take` did about a peer that rings without end."""
         if self.closed:
             return Masking(self._masked, False)
-        receiver = self._channel.receiver
+        receiver = self.channel.receiver
         return Masking(receiver.counters.masked, receiver.masked)
 
     @property
     def unread(self) -> bool:
         """Whether the peer has not noticed the end yet, and may still be reading what was posted before."""
-        return self._channel.peer_stays
+        return self.channel.peer_stays
 
 
 class SharedPort:
@@ -116,12 +119,24 @@ class SharedPort:
         self._presence = region.header.members[peer].word_offset
         self._waker = Waker(region.events[entry.data_vector])
         self._masked = 0
+        self.frame_bytes = entry.slot_size - SLOT_HEADER
         self._closed = False
 
     @property
     def region(self) -> Region:
         """Where it meets its peer; closed with the last of the ports that share it."""
         return self._region
+
+    @property
+    def spin(self) -> float:
+        """Seconds to poll before sleeping, of this connection and of those to come."""
+        return self._spin
+
+    @spin.setter
+    def spin(self, seconds: float) -> None:
+        self._spin = seconds
+        if self._current is not None and not self._current.closed:
+            self._current.channel.sender.spin = self._current.channel.receiver.spin = seconds
 
     def look(self) -> bool:
         """See there. Opens this side, so that the other one sees it.

@@ -26,6 +26,8 @@ _LENGTH: Final = struct.Struct("<I")
 CHUNK: Final = 1 << 18
 #: Such pieces taken in one call, at most: a peer that sends without end must not keep us in here.
 CHUNKS: Final = 4
+#: Pieces of memory given to the kernel at a time; it takes 1024 (IOV_MAX).
+PIECES: Final = 512
 #: Most bytes that wait for a peer that does not read, before it is taken for one that means ill.
 MOST_UNSENT: Final = 1 << 26
 #: Frames each way: the output queue is memory of this side's own, and the quotas bound it.
@@ -61,84 +63,112 @@ class TcpCarrier:
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         self._socket = connection
         self._poller = poller
-        self._out = bytearray()
+        self._out: list[bytes | memoryview] = []
+        self._unsent = 0
         self._in = bytearray()
+        self._chunk = memoryview(bytearray(CHUNK))
         self._gone: PeerGoneError | None = None
         self._writing = False
+        self._more = True  # the last read did not find the end of what was there
         poller.register(connection, select.EPOLLIN)
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
         if self._gone is not None:
             raise self._gone
-        if len(self._out) + len(frame) > MOST_UNSENT:
-            raise ProtocolError(f"the peer does not read: {len(self._out)} bytes wait for it")
-        self._out += _LENGTH.pack(len(frame))
-        self._out += frame
+        length = len(frame) + len(body)
+        if self._unsent + length > MOST_UNSENT:
+            raise ProtocolError(f"the peer does not read: {self._unsent} bytes wait for it")
+        self._out.append(_LENGTH.pack(length) + frame)
+        if body:
+            self._out.append(bytes(body))  # its own, if it is bytes already: what is sent later must not change
+        self._unsent += _LENGTH.size + length
 
     def flush(self) -> None:
         """See there. What the kernel does not take now goes out when it does, from within `take`."""
         while self._out and self._gone is None:
             try:
-                sent = self._socket.send(self._out)
+                sent = self._socket.sendmsg(self._out[:PIECES])
             except BlockingIOError:
                 break
             except OSError as error:
                 # what had arrived before is still to be delivered: `take` reports the end after that
                 self._gone = PeerGoneError(f"the connection broke: {error.strerror}")
                 return
-            del self._out[:sent]
+            self._forget(sent)
         writing = bool(self._out)
         if writing != self._writing:
             self._writing = writing
             self._poller.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if writing else 0))
 
+    def _forget(self, sent: int) -> None:
+        """So many of the bytes to send are with the kernel."""
+        self._unsent -= sent
+        if not self._unsent:
+            self._out.clear()
+            return
+        whole = 0
+        while sent >= len(self._out[whole]):
+            sent -= len(self._out[whole])
+            whole += 1
+        del self._out[:whole]
+        if sent:
+            self._out[0] = memoryview(self._out[0])[sent:]
+
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""
         if self._out:
             self.flush()
-        frames = self._receive()
-        if not frames and timeout > 0 and self._gone is None:
+        if timeout > 0 and not self._more and self._gone is None:  # else a read that finds nothing, before each sleep
             self._poller.poll(timeout)
             if self._out:
                 self.flush()
-            frames = self._receive()
+        frames = self._receive()
         if not frames and self._gone is not None:
             raise self._gone
         return frames
 
     def _receive(self) -> list[bytes]:
+        frames: list[bytes] = []
+        self._more = True
         for _ in range(CHUNKS):
             try:
-                data = self._socket.recv(CHUNK)
+                got = self._socket.recv_into(self._chunk)
             except BlockingIOError:
+                self._more = False
                 break
             except OSError as error:
                 self._gone = PeerGoneError(f"the connection broke: {error.strerror}")
                 break
-            if not data:
+            if not got:
                 self._gone = PeerGoneError("the peer closed the connection")
                 break
-            self._in += data
-            if len(data) < CHUNK:
+            if self._in:  # the rest of a frame whose beginning came before
+                self._in += self._chunk[:got]
+                with memoryview(self._in) as view:
+                    used = self._split(view, frames)
+                del self._in[:used]
+            else:
+                used = self._split(self._chunk[:got], frames)
+                self._in += self._chunk[used:got]
+            if got < CHUNK:
+                self._more = False
                 break
-        return self._split() if self._in else []
-
-    def _split(self) -> list[bytes]:
-        """The whole frames received so far."""
-        frames, at, there = [], 0, len(self._in)
-        with memoryview(self._in) as view:
-            while there - at >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(view, at)
-                if length > FRAME_BYTES:
-                    raise ProtocolError(f"a frame of {length} bytes announced, {FRAME_BYTES} is the limit")
-                if there - at - _LENGTH.size < length:
-                    break
-                at += _LENGTH.size
-                frames.append(bytes(view[at:at + length]))
-                at += length
-        del self._in[:at]
         return frames
+
+    def _split(self, view: memoryview, frames: list[bytes]) -> int:
+        """Add the whole frames to a list; how many bytes they take."""
+        at, there = 0, len(view)
+        while there - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(view, at)
+            if length > FRAME_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes announced, {FRAME_BYTES} is the limit")
+            if there - at - _LENGTH.size < length:
+                break
+            at += _LENGTH.size
+            frames.append(bytes(view[at:at + length]))
+            at += length
+        return at
 
     def arm(self) -> bool:
         """See there."""
@@ -151,7 +181,7 @@ class TcpCarrier:
         with contextlib.suppress(OSError):
             if self._out and self._gone is None:
                 self._socket.settimeout(1.0)
-                self._socket.sendall(self._out)
+                self._socket.sendall(b"".join(self._out))
             self._socket.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError, ValueError):
             self._poller.unregister(self._socket)

@@ -96,6 +96,63 @@ def _adaptive(name: str, words: str, api: str = "core") -> Bar:
                _ratio(*rows, domains="vm-vm"))
 
 
+@dataclass(frozen=True)
+class _Is:
+    """What a row of the IDC API has to be."""
+
+    name: str
+    path: str
+    mode: str | None
+    api: str
+    size: int
+    outstanding: int | None = None
+    strategy: str | None = None
+    touched: bool | None = None
+
+    def figure(self, result: Result, domains: str) -> float | None:
+        """Of the row that is, as a rate: operations or bytes a second."""
+        for row in result.results:
+            if row.domains == domains and all(getattr(row, key) == value for key, value in vars(self).items()):
+                return 1e9 / row.figure if row.unit == "ns" else row.figure
+        return None
+
+
+def _times(what: str, above: _Is, below: _Is, need: float, domains: str = "vm-vm") -> Bar:
+    """The rate of one row must be at least `need` times that of another."""
+
+    def ratio(result: Result) -> float | None:
+        first, second = above.figure(result, domains), below.figure(result, domains)
+        return None if first is None or second is None else first / second
+
+    return Bar(f"{domains}: {what}", need, ">=", ratio)
+
+
+def _slower(what: str, above: _Is, below: _Is, need: float) -> Bar:
+    """One operation may take at most `need` times as long as one of another row."""
+    bar = _times(what, below, above, need)
+    return Bar(bar.what, need, "<=", bar.ratio)
+
+
+_MIB = 1 << 20
+_CALL, _PYTHON_CALL = (_Is("transact", "ivshmem", "poll", api, 64, 1) for api in ("core", "python"))
+_RUNG, _MANY_RUNG = (_Is("transact", "ivshmem", "doorbell", "core", 64, depth) for depth in (1, 64))
+
+IDC_BARS = (
+    _slower("transaction of 64 B in the core, polled, by the ring's round trip", _CALL,
+            _Is("transact", "ring", "poll", "core", 64), 3.0),
+    _slower("transaction of 64 B in Python, polled, by Python's TCP echo", _PYTHON_CALL,
+            _Is("transact", "tcp", None, "python", 64), 1 / 6),
+    _times("64 transactions outstanding by doorbell, core, by one by doorbell", _MANY_RUNG, _RUNG, 5.0),
+    _times("bulk copy of 1 MiB by the core's stream", _Is("bulk", "ivshmem", "poll", "python", _MIB, 2, "copy", False),
+           _Is("bulk", "ring", "poll", "core", _MIB), 0.8),
+    *(_times(f"transactions of {size} B over TCP by a plain socket, Python",
+             _Is("transact", "idc-tcp", None, "python", size, 1), _Is("transact", "tcp", None, "python", size, 1), 0.7,
+             domains) for domains in ("process", "vm-vm") for size in (64, MAIN)),
+    *(_times(f"stream face over TCP in pieces of {size} B by a plain socket, Python",
+             _Is("face", "idc-tcp", None, "python", size), _Is("face", "tcp", None, "python", size), 0.7, domains)
+      for domains in ("process", "vm-vm") for size in (MAIN, _MIB)),
+)
+
 BARS = (
     Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
@@ -116,6 +173,7 @@ BARS = (
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="process")),
     Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
         _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
+    *IDC_BARS,
 )
 
 

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from host.region import RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
+from idc.measure.calls import CALLS, PUMP
 from idc.measure.worker import BARE, unpack_samples
 from testbed.bench.errors import BenchFailed
 from testbed.template_build import cpu_seconds
@@ -33,6 +34,8 @@ REGION_BYTES, RING_BYTES = 16 * MIB, 2 * MIB
 #: Message channels by the size of the messages they are for: slot bytes, and how many slots.
 SLOTS = {64: ("small", 128, 64), 4096: ("page", 4160, 64)}
 BULK = "bulk"
+#: Slot bytes and slots of the channels that endpoints use.
+CALL_SLOT, CALL_SLOTS = 256, 256
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds until a worker must be there; and for one command, more than the worker's own limit.
 START_SECONDS, ANSWER_SECONDS = 60.0, 90.0
@@ -41,6 +44,7 @@ START_SECONDS, ANSWER_SECONDS = 60.0, 90.0
 def channels(near: str, far: str) -> tuple[ChannelSpec, ...]:
     """What a region for measuring holds."""
     rings = [ChannelSpec(name, Kind.MESSAGE, near, far, slot * count, slot) for name, slot, count in SLOTS.values()]
+    rings += [ChannelSpec(name, Kind.MESSAGE, near, far, CALL_SLOT * CALL_SLOTS, CALL_SLOT) for name in (CALLS, PUMP)]
     return (*rings, ChannelSpec(BULK, Kind.BYTE, near, far, RING_BYTES),
             ChannelSpec(BARE, Kind.BYTE, near, far, RING_BYTES))
 
@@ -216,6 +220,7 @@ class Pair:
         self.domains = domains
         self.near = near
         self.far = far
+        self._met: set[str] = set()
         for end in (near, far):
             end.tell({"do": "hello"})
         for end in (near, far):
@@ -227,6 +232,13 @@ class Pair:
     def clock_ns(self) -> float:
         """What a reading of the clock costs at the end that keeps the time."""
         return float(self.near.facts["clock_ns"])
+
+    def meet(self, name: str, **where: str) -> None:
+        """Connect endpoints of that name at both ends, if that was not done before; see the worker's "meet"."""
+        if name not in self._met:
+            command = {"do": "meet", "name": name, **where}
+            self.run(command | {"role": "near"}, command | {"role": "far"})
+            self._met.add(name)
 
     def run(self, near: dict[str, Any], far: dict[str, Any] | None) -> Ran:
         """Both commands at the same time; far first, since near keeps the time. None: near's alone.

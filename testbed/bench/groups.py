@@ -122,7 +122,8 @@ def _named(subject: Subject, pair: Pair, call: Callable[[float], T], seconds: fl
         return call(seconds)
     except BenchFailed as error:
         key = subject.key
-        words = (key.name, key.path, pair.domains, key.mode, key.api, f"{key.size} bytes", subject.variant)
+        words = (key.name, key.path, pair.domains, key.mode, key.api, key.strategy, f"{key.size} bytes",
+                 subject.variant)
         raise BenchFailed(f"{' '.join(word for word in words if word)}: {error.message}") from error
 
 
@@ -150,7 +151,8 @@ def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Fou
         cpu_s=statistics.fmean(taken.cpu_s or 0.0 for taken in costs) if costs else None,
         cpu={place: statistics.fmean(taken.cpu[place] for taken in costs) for place in costs[0].cpu} if costs else {},
         warmup=prepared + sum(taken.warmup for taken in takes), late=sum(taken.late for taken in takes),
-        offered=next((taken.offered for taken in takes if taken.offered), None),
+        offered=next((taken.offered for taken in takes if taken.offered), None), outstanding=key.outstanding,
+        strategy=key.strategy, route=key.route, touched=key.touched,
     )  # fmt: skip
     sampled = [taken.samples for taken in takes if taken.samples is not None]
     if not sampled:

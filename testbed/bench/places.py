@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Domains = Literal["process", "vm-vm", "host-vm"]
 DOMAINS: Final[tuple[Domains, ...]] = ("process", "vm-vm", "host-vm")
 VM_MIB = 512
+LOOPBACK = "127.0.0.1"
 TCP_PORT, HOST_TCP_PORT, VSOCK_PORT = 7003, 7005, 7004
 #: This machine's on the VMs' network, as far as its worker is concerned: no VM has it.
 HOST_ADDRESS = "10.77.0.254/24"
@@ -48,6 +50,7 @@ class Place:
         address: of the far VM on the network of both.
         absent: what cannot be measured here, and why.
         run: of two processes, for peers that are processes too.
+        tcp: address where the far end can listen for the near end's TCP; empty where there is none.
     """
 
     pair: Pair
@@ -56,6 +59,12 @@ class Place:
     address: str = ""
     absent: list[str] = field(default_factory=list)
     run: Run | None = None
+    tcp: str = ""
+
+    def tcp_address(self) -> str:
+        """HOST:PORT that was free a moment ago on this machine; in a VM nobody else listens."""
+        with socket.create_server((LOOPBACK, 0)) as free:
+            return f"{self.tcp}:{free.getsockname()[1]}"
 
     def miss(self, what: str) -> None:
         """Note that something is absent; once."""
@@ -104,7 +113,7 @@ def processes() -> Iterator[Place]:
         ends = [HostEnd(run, region, name, cpu=cpu) for name, cpu in (("near", near_cpu), ("far", far_cpu))]
         for end in ends:
             stack.callback(end.close)
-        place = Place(Pair("process", *ends), run=run)
+        place = Place(Pair("process", *ends), run=run, tcp=LOOPBACK)
         address = str(run.path("peer"))
         place.connect("unix", address, address)
         yield place
@@ -164,7 +173,8 @@ def _between_vms(bed: Testbed) -> Iterator[Place]:
     front, back = bed.vms["front"], bed.vms["back"]
     assert bed.network is not None
     with vm_pair(bed, front, back) as pair:
-        place = Place(pair, vms=(front, back), address=bed.network.members[1].address)
+        address = bed.network.members[1].address
+        place = Place(pair, vms=(front, back), address=address, tcp=address)
         where = f"{place.address}:{TCP_PORT}"
         place.connect("tcp", where, where)
         place.miss("vsock between VMs: vhost-vsock joins a VM and its host only")
@@ -187,6 +197,8 @@ def _host_and_vm(bed: Testbed, network: networks.Network, cid: int | None, cpu: 
         vm = VmEnd(front, region.name)
         stack.callback(vm.close)
         place = Place(Pair("host-vm", host, vm))
+        if inside is not None:
+            place.tcp = network.members[0].address
         if inside is None:
             place.miss(f"TCP between host and VM: {reason}")
         else:

@@ -25,14 +25,17 @@ class Row:
 
     Attributes:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
-            shared with a burner), "rate", "stream"; "cold-boot", "clone", "clone-memory", "clone-memory-pss",
+            shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
+            transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
             "clone-idle".
-        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots.
+        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots. Of "transact" and
+            "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP transport).
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
         mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer.
         api: "core" (loops in C) or "python".
-        size: bytes of a message, or of one write of a stream.
-        unit: "ns", "msg/s", "B/s" and, of boots, "s", "MB", "%".
+        size: bytes of a message, of one write of a stream, of the parameters and of the status of a transaction, or of
+            one bulk transfer.
+        unit: "ns", "msg/s", "txn/s", "B/s" and, of boots, "s", "MB", "%".
         samples: recorded in the histogram; of a `value`, the rounds it is the median of.
         p50, p90, p99, p999, max: of all samples of all rounds.
         value: the median of the rounds.
@@ -49,6 +52,10 @@ class Row:
         offered: operations a second that were asked for ("rtt-open").
         late: times that progress was found by the safety recheck and no doorbell; 0 unless one was lost.
         note: what a reader must know.
+        outstanding: transactions under way at a time ("transact"); of "bulk", transfers.
+        strategy: "copy", "map" or "handover" ("bulk").
+        route: how the bytes of "bulk" move: "direct" (both ends are members of the region).
+        touched: whether the consumer of "bulk" summed every byte.
     """
 
     name: str
@@ -76,6 +83,10 @@ class Row:
     offered: float | None = None
     late: int = 0
     note: str = ""
+    outstanding: int | None = None
+    strategy: str | None = None
+    route: str | None = None
+    touched: bool | None = None
 
     @property
     def figure(self) -> float:

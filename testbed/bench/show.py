@@ -36,11 +36,47 @@ def show(result: Result, console: Console) -> None:
         for size in dict.fromkeys(row.size for row in rows if row.name == "stream"):
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
             _print(console, f"streams in pieces of {_bytes(size)}, {_PLACES[domains]}", _values(found))
+        _idc(rows, console, result)
         boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
     show_bars(result, console)
     _footer(result, console)
+
+
+def _idc(rows: list[Row], console: Console, result: Result) -> None:
+    """The tables of `bench idc`."""
+    place = _PLACES[rows[0].domains]
+    for size in dict.fromkeys(row.size for row in rows if row.name == "transact"):
+        calls = [row for row in rows if (row.name, row.size) == ("transact", size)]
+        _print(console, f"transactions of {_bytes(size)}, one at a time, {place}; us",
+               _round_trips([row for row in calls if row.unit == "ns"], result))
+        if many := [row for row in calls if row.unit != "ns"]:
+            _print(console, f"transactions of {_bytes(size)}, many at a time, {place}", _values(many))
+    for name, title in (("bulk", "bulk transfers"), ("face", "the stream face over TCP, pieces")):
+        for size in dict.fromkeys(row.size for row in rows if row.name == name):
+            found = [row for row in rows if (row.name, row.size) == (name, size)]
+            _print(console, f"{title} of {_bytes(size)}, {place}", _values(found))
+    for line in crossings(rows):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def crossings(rows: list[Row]) -> list[str]:
+    """From which size on to map, and to hand over, is faster than to copy, as far as was measured."""
+    found = []
+    for touched in (False, True):
+        by_size: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if row.name == "bulk" and row.strategy is not None and row.touched is touched:
+                by_size.setdefault(row.size, {})[row.strategy] = row.figure
+        for strategy in ("map", "handover"):
+            sizes = sorted(size for size, figures in by_size.items() if {"copy", strategy} <= figures.keys())
+            wins = [size for size in sizes if all(by_size[larger][strategy] > by_size[larger]["copy"]
+                                                  for larger in sizes if larger >= size)]  # fmt: skip
+            if sizes:
+                when = f"from {_bytes(wins[0])} on" if wins else f"at no size up to {_bytes(sizes[-1])}"
+                found.append(f"{strategy} beats copy {when}, {'every byte summed' if touched else 'untouched'}")
+    return found
 
 
 def show_bars(result: Result, console: Console) -> None:
@@ -72,8 +108,11 @@ def _table(*columns: str) -> Table:
 def _title(row: Row) -> str:
     if row.path == "limit":
         text = _LIMITS[row.mode or ""]
+    elif row.path == "ring":
+        text = "ring alone"
     else:
-        words = [row.path, row.mode or "", "Python" if row.api == "python" else "core"]
+        words = [row.path, row.mode or "", "Python" if row.api == "python" else "core", row.strategy or "",
+                 "" if row.touched is None else "summed" if row.touched else "untouched"]
         text = " ".join(word for word in words if word)
     return text + (f" ({row.variant})" if row.variant else "")
 
@@ -84,9 +123,9 @@ def _round_trips(rows: list[Row], result: Result) -> Table:
     for row in rows:
         cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
-                            "core", row.size)
+                            "core", row.size) or result.find(row.name, "ring", row.domains, row.mode, "core", row.size)
         peer = min((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
-        ours = row.path == "ivshmem"
+        ours = row.path in ("ivshmem", "idc-tcp")
         samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
         rounds = f"{_us(min(row.rounds))}-{_us(max(row.rounds))}"
         table.add_row(_title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
@@ -95,15 +134,16 @@ def _round_trips(rows: list[Row], result: Result) -> Table:
 
 
 def _is_peer(row: Row) -> bool:
-    return row.path not in ("ivshmem", "limit")
+    return row.path not in ("ivshmem", "limit", "ring", "idc-tcp")
 
 
 def _values(rows: list[Row]) -> Table:
-    limit = max((row.figure for row in rows if row.path == "limit" and row.mode == "pipeline"), default=0.0)
+    limit = max((row.figure for row in rows if row.path == "ring" or (row.path, row.mode) == ("limit", "pipeline")),
+                default=0.0)
     unit = rows[0].unit
     table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
     for row in rows:
-        ours = row.path == "ivshmem"
+        ours = row.path in ("ivshmem", "idc-tcp")
         peer = max((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
         spread = (_rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
         table.add_row(_title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from idc.measure.calls import CALLS, TCP
 from idc.measure.plain import BATCH
 from testbed.bench.ends import BULK, RING_BYTES, SLOTS, Pair, Ran
 
@@ -26,6 +27,8 @@ MOST_SAMPLES = 20_000
 WARM_PART = 0.05
 #: Share of the closed loop's rate that an open loop is sent at.
 OPEN_SHARE = 0.5
+#: Bulk transfers under way at a time: the next is announced while one is consumed.
+BULK_DEPTH = 2
 #: CPU time is counted in steps of 10 ms; a take with fewer of them says nothing of it.
 LEAST_CPU = 0.05
 
@@ -40,6 +43,10 @@ class Key:
     api: str
     size: int
     unit: str
+    outstanding: int | None = None
+    strategy: str | None = None
+    route: str | None = None
+    touched: bool | None = None
 
 
 @dataclass
@@ -209,9 +216,36 @@ def _rtt(channel: str, api: str, mode: str, size: int) -> Commands:
          "warm": -(-warm // per) * per})
 
 
-def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt") -> Loop:
+def round_trip(pair: Pair, mode: str, api: str, size: int, *, name: str = "rtt", path: str = "ivshmem") -> Loop:
     """Messages there and back through the rings."""
-    return Loop(pair, Key(name, "ivshmem", mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+    return Loop(pair, Key(name, path, mode, api, size, "ns"), _rtt(SLOTS[size][0], api, mode, size))
+
+
+def transact(pair: Pair, mode: str | None, api: str, size: int, outstanding: int = 1, *, path: str = "ivshmem",
+             name: str = CALLS) -> Loop:  # fmt: skip
+    """Transactions, there and back: each timed where there is one at a time, else how many in a second."""
+    unit = "ns" if outstanding == 1 else "txn/s"
+    return Loop(pair, Key("transact", path, mode, api, size, unit, outstanding=outstanding),
+                lambda count, per, warm: _both({"do": "transact", "api": api, "mode": mode, "size": size, "name": name,
+                                                "count": count, "per": per, "warm": -(-warm // per) * per,
+                                                "outstanding": outstanding}),
+                note="parameters and status each of that size")  # fmt: skip
+
+
+def framed_round_trip(pair: Pair, path: str, size: int) -> Loop:
+    """Messages there and back over the plain socket called `path`, in Python, each with its length before it."""
+    return Loop(pair, Key("transact", path, None, "python", size, "ns", outstanding=1),
+                lambda count, per, warm: _both({"do": "framed_rtt", "name": path, "size": size, "count": count,
+                                                "per": per, "warm": -(-warm // per) * per}),
+                note="plain socket, length and message")  # fmt: skip
+
+
+def face(pair: Pair, chunk: int) -> Loop:
+    """Bytes one way by the stream face over the TCP transport."""
+    return Loop(pair, Key("face", TCP, None, "python", chunk, "B/s"),
+                lambda count, _, warm: _both({"do": "face", "chunk": chunk, "total": count * chunk,
+                                              "warm": warm * chunk}),
+                each=chunk, first=16, note="the stream face")  # fmt: skip
 
 
 def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
@@ -239,9 +273,20 @@ def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> 
                 variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
 
 
-def stream(pair: Pair, mode: str, api: str, chunk: int) -> Loop:
+def bulk(pair: Pair, strategy: str, size: int, *, touched: bool) -> Loop:
+    """Runs of region pages of the near end, which the far end copies to memory of its own, maps, or takes over."""
+    key = Key("bulk", "ivshmem", "poll", "python", size, "B/s", outstanding=BULK_DEPTH, strategy=strategy,
+              route="direct", touched=touched)
+    return Loop(pair, key,
+                lambda count, _, warm: _both({"do": "bulk", "strategy": strategy, "size": size, "touched": touched,
+                                              "count": count, "warm": warm, "outstanding": BULK_DEPTH,
+                                              "mode": "poll"}),
+                each=size, first=16, note="the pages hold the data to begin with")  # fmt: skip
+
+
+def stream(pair: Pair, mode: str, api: str, chunk: int, *, name: str = "stream", path: str = "ivshmem") -> Loop:
     """Bytes through the byte ring."""
-    return Loop(pair, Key("stream", "ivshmem", mode, api, chunk, "B/s"),
+    return Loop(pair, Key(name, path, mode, api, chunk, "B/s"),
                 lambda count, _, warm: _both({"do": "stream", "channel": BULK, "api": api, "mode": mode, "chunk": chunk,
                                               "total": count * chunk, "warm": warm * chunk}),
                 each=chunk, first=16)  # fmt: skip
@@ -310,9 +355,9 @@ def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple
                                                       for loop, rate in zip(loops, rates, strict=True)}
 
 
-def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False) -> Loop:
+def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False, name: str = "rtt") -> Loop:
     """Bytes there and back over the socket called `path`."""
-    return Loop(pair, Key("rtt", path, None, api, size, "ns"),
+    return Loop(pair, Key(name, path, None, api, size, "ns"),
                 lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
                                                 "count": count, "per": per, "warm": -(-warm // per) * per,
                                                 "polls": polls}),
@@ -320,9 +365,9 @@ def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool
                 note="" if api == "core" else "plain socket")  # fmt: skip
 
 
-def socket_stream(pair: Pair, path: str, api: str, chunk: int) -> Loop:
+def socket_stream(pair: Pair, path: str, api: str, chunk: int, *, name: str = "stream") -> Loop:
     """Bytes one way over the socket called `path`."""
-    return Loop(pair, Key("stream", path, None, api, chunk, "B/s"),
+    return Loop(pair, Key(name, path, None, api, chunk, "B/s"),
                 lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
                                               "total": count * chunk, "warm": warm * chunk}),
                 each=chunk, first=16, variant="plain socket")  # fmt: skip

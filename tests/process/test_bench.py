@@ -87,7 +87,7 @@ def test_interrupted_it_leaves_nothing(environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["nothing"], "error: no benchmark is called 'nothing'; try: there are rtt, rate, stream, boot"),
+    (["nothing"], "error: no benchmark is called 'nothing'; try: there are rtt, rate, stream, idc, boot"),
     (["--json", "/nowhere/out.json"], "error: --json /nowhere/out.json: /nowhere is no directory that this user may"),
     (["--bars", "/nowhere/in.json"], "error: No such file or directory: /nowhere/in.json"),
 ])
@@ -127,6 +127,29 @@ def test_a_timetable_counts_a_stall_for_each_that_was_due() -> None:
         # the mean time between starts is the timetable's, whatever the samples are
         assert len(taken.samples) >= 8
         assert min(taken.samples) > 0
+
+
+def test_the_api_in_a_quick_run(environment: dict[str, str], tmp_path: Path) -> None:
+    run = subprocess.run([*COMMAND, "idc", "--json", str(tmp_path / "out.json")], env=environment,
+                         capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    result = parse((tmp_path / "out.json").read_text(), "out.json")
+    found = {(row.name, row.path, row.mode, row.api, row.size, row.outstanding, row.strategy, row.touched)
+             for row in result.results}
+    for mode in ("poll", "doorbell", "adaptive"):
+        assert {("transact", "ivshmem", mode, api, 64, depth, None, None)
+                for api in ("core", "python") for depth in (1, 64)} <= found
+    for size in (4096, 1 << 20):
+        assert {("bulk", "ivshmem", "poll", "python", size, 2, strategy, touched)
+                for strategy in ("copy", "map", "handover") for touched in (False, True)} <= found
+        assert ("bulk", "ring", "poll", "core", size, None, None, None) in found
+    for path in ("idc-tcp", "tcp"):
+        assert ("transact", path, None, "python", 64, 1, None, None) in found
+        assert ("face", path, None, "python", 1 << 20, None, None, None) in found
+    assert all(row.route == "direct" for row in result.results if row.name == "bulk" and row.strategy)
+    assert "map beats copy" in run.stdout
+    assert "by the ring's round trip" not in run.stdout, "that bar is about VMs"
+    assert "process: stream face over TCP" in run.stdout
 
 
 def test_each_name_measures_what_is_compared_in_one_group() -> None:

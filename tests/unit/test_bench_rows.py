@@ -9,6 +9,7 @@ import pytest
 
 from testbed.bench.bars import BARS, judge
 from testbed.bench.rows import Result, Row, json_schema, parse
+from testbed.bench.show import crossings
 from testbed.errors import SpecError
 
 
@@ -24,7 +25,44 @@ def stream(path: str, mode: str | None, value: float, *, api: str = "core", doma
                variants=variants or {})
 
 
+def transact(path: str, mode: str | None, figure: float, depth: int | None = 1, *, api: str = "core", size: int = 64,
+             domains: str = "vm-vm") -> Row:
+    """One at a time `figure` ns, else so many a second."""
+    if depth in (1, None):
+        return dataclasses.replace(rtt(path, mode, figure, api=api, name="transact", domains=domains), size=size,
+                                   outstanding=depth)
+    return Row("transact", path, domains, mode, api, size, "txn/s", 3, value=figure, rounds=(figure,),
+               outstanding=depth)
+
+
+def bulk(path: str, value: float, size: int, strategy: str | None = None, *, touched: bool | None = None) -> Row:
+    depth, route = (2, "direct") if strategy else (None, None)
+    return Row("bulk", path, "vm-vm", "poll", "python" if strategy else "core", size, "B/s", 3, value=value,
+               rounds=(value,), outstanding=depth, strategy=strategy, route=route, touched=touched)
+
+
+def idc_rows() -> Iterator[Row]:
+    yield transact("ring", "poll", 500, None)
+    yield transact("ivshmem", "poll", 1000)
+    yield transact("ivshmem", "doorbell", 100_000)
+    yield transact("ivshmem", "doorbell", 100_000, 64)
+    yield transact("ivshmem", "poll", 40_000, api="python")
+    yield transact("tcp", None, 400_000, None, api="python")
+    yield bulk("ring", 4e9, 1 << 20)
+    for strategy, value in (("copy", 3.4e9), ("map", 9e9), ("handover", 8e9)):
+        yield bulk("ivshmem", value, 1 << 20, strategy, touched=False)
+    for domains in ("vm-vm", "process"):
+        for size in (64, 65536):
+            yield transact("idc-tcp", None, 200, api="python", size=size, domains=domains)
+            yield transact("tcp", None, 150, api="python", size=size, domains=domains)
+        for size in (65536, 1 << 20):
+            for path, value in (("idc-tcp", 3e9), ("tcp", 4e9)):
+                yield dataclasses.replace(stream(path, None, value, api="python", domains=domains), name="face",
+                                          size=size)
+
+
 def rows() -> Iterator[Row]:
+    yield from idc_rows()
     for domains in ("vm-vm", "process"):
         yield rtt("limit", "poll", 100, domains=domains)
         yield rtt("limit", "doorbell", 1000, domains=domains)
@@ -89,8 +127,40 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: Python stream 64 KiB by Python's TCP stream": (pytest.approx(4), False),
         "process: core polled 64 B by the bare cache line": (pytest.approx(1.4), True),
         "process: core stream 64 KiB by the bare copy pipeline": (pytest.approx(0.9), True),
+        "vm-vm: transaction of 64 B in the core, polled, by the ring's round trip": (pytest.approx(2), True),
+        "vm-vm: transaction of 64 B in Python, polled, by Python's TCP echo": (pytest.approx(0.1), True),
+        "vm-vm: 64 transactions outstanding by doorbell, core, by one by doorbell": (pytest.approx(10), True),
+        "vm-vm: bulk copy of 1 MiB by the core's stream": (pytest.approx(0.85), True),
     }
+    for domains in ("process", "vm-vm"):
+        for size in (64, 65536):
+            expected[f"{domains}: transactions of {size} B over TCP by a plain socket, Python"] = (
+                pytest.approx(0.75), True)
+        for size in (65536, 1 << 20):
+            expected[f"{domains}: stream face over TCP in pieces of {size} B by a plain socket, Python"] = (
+                pytest.approx(0.75), True)
     assert {verdict.bar.what: (verdict.have, verdict.held) for verdict in judge(result(*rows()))} == expected
+
+
+def test_where_to_map_beats_to_copy_is_said() -> None:
+    found = [bulk("ivshmem", value, size, strategy, touched=touched)
+             for touched in (False, True)
+             for size, figures in ((4096, (5, 4, 3)), (65536, (5, 6, 4)), (1 << 20, (5, 6, 7)))
+             for strategy, value in zip(("copy", "map", "handover"), figures, strict=True)
+             if not (touched and size > 4096)]
+    assert crossings(found) == ["map beats copy from 64 KiB on, untouched",
+                                "handover beats copy from 1 MiB on, untouched",
+                                "map beats copy at no size up to 4 KiB, every byte summed",
+                                "handover beats copy at no size up to 4 KiB, every byte summed"]
+    assert crossings(list(rows()))[0] == "map beats copy from 1 MiB on, untouched"
+    assert crossings([]) == []
+
+
+def test_what_a_row_of_the_api_is_comes_back_from_json() -> None:
+    whole = result(*idc_rows())
+    assert parse(whole.as_json(), "here") == whole
+    (row,) = [row for row in json.loads(whole.as_json())["results"] if row.get("strategy") == "map"]
+    assert (row["route"], row["touched"], row["outstanding"]) == ("direct", False, 2)
 
 
 def test_a_bar_without_its_rows_is_open() -> None:

@@ -22,6 +22,8 @@ CHANNELS = (
     ChannelSpec("small", Kind.MESSAGE, "front", "back", 64 * 128, 128),
     ChannelSpec("bulk", Kind.BYTE, "front", "back", 64 << 10),
     ChannelSpec("bare", Kind.BYTE, "front", "back", 64 << 10),
+    ChannelSpec("calls", Kind.MESSAGE, "front", "back", 256 * 256, 256),
+    ChannelSpec("pump", Kind.MESSAGE, "front", "back", 256 * 256, 256),
 )
 LIMIT = 5.0
 
@@ -53,7 +55,8 @@ class Two:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Two]:
-    with local_region(CHANNELS) as local, local.join(0) as front, local.join(1) as back, ThreadPoolExecutor(2) as pool:
+    with (local_region(CHANNELS, 8 << 20) as local, local.join(0) as front, local.join(1) as back,
+          ThreadPoolExecutor(2) as pool):
         workers = Two(Worker(front, limit=LIMIT), Worker(back, limit=LIMIT), pool)
         for channel in ("small", "bulk"):
             attach = {"do": "attach", "channel": channel}
@@ -151,3 +154,33 @@ def test_each_line_is_answered_by_one() -> None:
     assert first["ok"].keys() == last["ok"].keys()
     assert second == {"error": "no such command"}
     assert third["error"].startswith("TypeError: ")
+
+
+def meet(two: Two, name: str, **where: str) -> None:
+    command = {"do": "meet", "name": name, **where}
+    assert two.run(command | {"role": "near"}, command | {"role": "far"}) == ({"ok": {}}, {"ok": {}})
+
+
+@pytest.fixture(scope="module")
+def calling(two: Two) -> Two:
+    for name in ("calls", "pump"):
+        meet(two, name)
+    return two
+
+
+@pytest.mark.parametrize("mode", ["poll", "doorbell", "adaptive"])
+@pytest.mark.parametrize("api", ["core", "python"])
+def test_transactions_are_counted_one_at_a_time_and_many(calling: Two, mode: str, api: str) -> None:
+    calling.both(do="transact", api=api, mode=mode, size=64, count=20, per=2, warm=4)
+    assert len(calling.samples()) == 20
+    near, _ = calling.both(do="transact", api=api, mode=mode, size=64, count=333, per=1, warm=7, outstanding=8)
+    assert near["ns"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["copy", "map", "handover"])
+@pytest.mark.parametrize("touched", [False, True])
+def test_bulk_by_every_strategy_and_the_consumer_sees_what_was_sent(calling: Two, strategy: str, touched: bool) -> None:
+    for size in (4096, 64 << 10):
+        near, _ = calling.both(do="bulk", strategy=strategy, size=size, touched=touched, count=40, warm=3,
+                               outstanding=2, mode="adaptive")
+        assert near["ns"] > 0

@@ -7,7 +7,7 @@ import pytest
 
 from testbed.bench.facts import of_testbed
 from testbed.bench.groups import Found, Pace, measure
-from testbed.bench.names import rtt, stream
+from testbed.bench.names import idc, rtt, stream
 from testbed.bench.places import Machines, machines
 from testbed.bench.rows import Result, parse
 from testbed.progress import Steps
@@ -60,6 +60,23 @@ def test_a_stream_beside_its_limit_and_peers(made: Machines) -> None:
     assert {"plain socket", "iperf3", "iperf3 --zerocopy"} == rows["tcp", None, "core"].variants.keys()
     routines = place.pair.near.facts["routines"]
     assert {name.partition(",")[0] for name in rows["limit", "pipeline", "core"].variants} == set(routines)
+
+
+def test_transactions_and_bulk_of_every_kind(made: Machines) -> None:
+    for place in made.places:
+        found: list[Found] = []
+        for group in idc.groups(place, TINY):
+            found += measure(group, TINY)
+        rows = {(row.name, row.path, row.mode, row.api, row.size, row.outstanding, row.strategy, row.touched)
+                for row in (each.row for each in found)}
+        for api in ("core", "python"):
+            assert {("transact", "ivshmem", mode, api, 64, depth, None, None)
+                    for mode in ("poll", "doorbell", "adaptive") for depth in (1, 64)} <= rows
+        assert {("bulk", "ivshmem", "poll", "python", 1 << 20, 2, strategy, touched)
+                for strategy in ("copy", "map", "handover") for touched in (False, True)} <= rows
+        if place.tcp:
+            assert {("face", path, None, "python", 1 << 20, None, None, None) for path in ("idc-tcp", "tcp")} <= rows
+        assert sum(each.row.late for each in found) == 0
 
 
 def test_the_burners_end_with_the_group(made: Machines) -> None:

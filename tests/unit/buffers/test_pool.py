@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from idc.buffers import LocalBuffer, PagePool, process_memory, standard_registry
+from idc.buffers import LocalBuffer, PagePool, PeerPart, Strategy, process_memory, standard_registry
 from idc.errors import BackPressuredError, MisuseError, TooBigError
 from idc.layout import PAGE
 
@@ -185,3 +186,62 @@ def test_pages_are_never_given_twice_to_threads() -> None:
         thread.join()
     assert not failed
     assert pool.free_pages == 8
+
+
+def test_pages_are_handed_to_a_peer_and_others_come_back() -> None:
+    memory = mmap.mmap(-1, 6 * PAGE)
+    ours, theirs = PagePool(memory, PAGE, 4 * PAGE), PagePool(memory, PAGE, 4 * PAGE, away=True)
+    first, second = ours.allocate(PAGE), ours.allocate(PAGE)
+    ours.view(first)[:5] = b"first"
+    stock = theirs.take_over(ours.hand_away(second), PAGE)
+    source = theirs.take_over(ours.hand_away(first), PAGE)
+    assert standard_registry(force=Strategy.HANDOVER).move(source, stock) == 0
+    assert bytes(theirs.view(stock)[:5]) == b"first"
+    back = ours.take_over(theirs.hand_away(source), PAGE)
+    assert ours.pages(back) == range(2 * PAGE, 3 * PAGE, PAGE), "the second's pages, in exchange"
+    ours.release(back)
+    assert (ours.free_pages, theirs.free_pages) == (3, 0)
+    with pytest.raises(MisuseError, match="released already"):
+        ours.view(first)
+    with pytest.raises(MisuseError, match="released already"):
+        ours.hand_away(second)
+
+
+@pytest.mark.parametrize(("at", "length", "said"), [
+    (PAGE, PAGE, "they are here"), (2 * PAGE, PAGE, "they are here"), (2 * PAGE, 2 * PAGE, "they are here"),
+    (3 * PAGE + 1, 10, "no whole pages"), (0, PAGE, "no whole pages"), (5 * PAGE, PAGE, "no whole pages"),
+    (3 * PAGE, 0, "no whole pages"), (3 * PAGE, 2 * PAGE + 1, "no whole pages"), (1 << 64, PAGE, "no whole pages"),
+])  # fmt: skip
+def test_what_a_peer_hands_over_is_never_what_is_here(at: int, length: int, said: str) -> None:
+    pool = PagePool(bytearray(6 * PAGE), PAGE, 4 * PAGE)
+    kept, gone, freed = pool.allocate(PAGE), pool.allocate(2 * PAGE), pool.allocate(PAGE)
+    pool.release(freed)
+    assert pool.hand_away(gone) == 2 * PAGE
+    pool.release(pool.take_over(2 * PAGE, PAGE))
+    with pytest.raises(MisuseError, match=said):
+        pool.take_over(at, length)
+    pool.view(kept)[:1] = b"k"
+
+
+def test_pages_with_a_second_holder_are_not_handed_over() -> None:
+    pool = PagePool(bytearray(PAGE), 0, PAGE)
+    buffer = pool.allocate(1)
+    pool.retain(buffer)
+    with pytest.raises(MisuseError, match="has 2 holders"):
+        pool.hand_away(buffer)
+    pool.release(buffer)
+    assert pool.hand_away(buffer) == 0
+
+
+def test_a_peers_part_is_used_in_place_and_never_left() -> None:
+    memory = mmap.mmap(-1, 4 * PAGE)
+    part = PeerPart(memory, PAGE, 2 * PAGE)
+    memory[PAGE + 10 : PAGE + 13] = b"abc"
+    buffer = part.at(PAGE + 10, 3)
+    assert buffer.offset_in_page == 10
+    target = bytearray(3)
+    assert standard_registry().copy(buffer, process_memory(target)) == 3
+    assert target == b"abc"
+    for offset, length in ((PAGE - 1, 2), (3 * PAGE - 1, 2), (PAGE, 2 * PAGE + 1), (PAGE, 0), (-1, 2), (1 << 64, 1)):
+        with pytest.raises(MisuseError, match="not in the peer's part"):
+            part.at(offset, length)

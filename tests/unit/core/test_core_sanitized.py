@@ -15,17 +15,18 @@ import pytest
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[2] / "idc" / "core"
+ENDPOINT = HERE.parents[2] / "idc" / "endpoint"
 GCC = shutil.which("gcc")
 
 
-def build(core: Path, target: Path, sanitizer: str) -> Path:
-    """Compile stress.c with the core at `core`; a compiler error fails the test with its text."""
+def build(core: Path, target: Path, sanitizer: str, program: str = "stress.c") -> Path:
+    """Compile `program` with the core at `core`; a compiler error fails the test with its text."""
     assert GCC is not None, "gcc is missing: apt-get install gcc"
     command = [
         GCC, "-std=c11", "-g", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror",
         "-Wno-tsan",  # fences: TSan takes none into account, and no order that it needs comes from one
-        "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}",
-        *map(str, sorted(core.glob("*.c"))), str(HERE / "stress.c"), "-o", str(target),
+        "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}", f"-I{ENDPOINT}",
+        *map(str, sorted(core.glob("*.c"))), str(ENDPOINT / "transact.c"), str(HERE / program), "-o", str(target),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,13 @@ def test_two_threads_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
     done = run(build(CORE, tmp_path / "stress", sanitizer), 2000)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.count("late 0") == 36
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_transactions_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
+    done = run(build(CORE, tmp_path / "engine", sanitizer, "engine_stress.c"), 3000)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout.count("late 0") == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+/* Transactions over a pair of the core's message rings: the REQUEST and REPLY frames of docs/idc.md.
+ *
+ * It decides nothing. What is beyond doubt it carries out: a reply to an outstanding request, a request within the
+ * quotas for which there is a handler. Every other frame goes up whole, and idc/endpoint/session.py judges it: so a
+ * peer that breaks the protocol meets one judge, and one wording, whoever handles its frames.
+ *
+ * Order and fences are the rings'. What is added here: a frame is judged and handled in the private copy that
+ * idc_msg_recv made, never in the slot, where the peer could change it between the two. May depend on inner.h. */
+#include "inner.h"
+#include "transact.h"
+
+/* On the wire: u8 kind, u8 flags (0), u16 error, u32 tag; little-endian like all that the core reads. */
+struct header {
+    uint8_t kind, flags;
+    uint16_t error;
+    uint32_t tag;
+};
+_Static_assert(sizeof(struct header) == 8, "the header of a frame has 8 bytes");
+
+enum { REQUEST = 4, REPLY = 5, HANDLER_FAILED = 0xFFFF, NONE = 0xFFFFFFFF };
+
+int idc_engine_start(struct idc_engine *e)
+{
+    if (e->tx->kind != IDC_MESSAGES || e->rx->kind != IDC_MESSAGES || e->base > 0x8000 || e->count > 0x8000 - e->base)
+        return IDC_EINVAL;
+    e->outstanding = e->holds = 0;
+    e->free = NONE;
+    for (uint32_t i = e->count; i-- > 0; e->free = i) {
+        struct idc_pending *slot = &e->slots[i];
+        /* The high half, how often the slot was used, goes on: an answer from before is not taken for a new one. */
+        slot->tag = (slot->tag & 0xFFFF0000) | (e->base + i);
+        slot->busy = 0;
+        slot->next = e->free;
+    }
+    return IDC_OK;
+}
+
+static int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
+{
+    struct idc_part parts[2] = {{.base = &head, .len = sizeof head}, {.base = body, .len = len}};
+    return idc_msg_post(e->tx, parts, 2);
+}
+
+int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie)
+{
+    if (len > e->peer_parameter_bytes)
+        return IDC_TOOBIG;
+    if (e->outstanding >= e->most || e->free == NONE)
+        return IDC_AGAIN;
+    struct idc_pending *slot = &e->slots[e->free];
+    uint32_t tag = slot->tag + 0x10000;
+    int64_t rc = post(e, (struct header){.kind = REQUEST, .tag = tag}, parameters, len);
+    if (rc < 0)
+        return rc == IDC_AGAIN ? IDC_CORRUPT : rc; /* the rings have room for every slot, unless the peer stopped taking */
+    slot->tag = tag;
+    slot->cookie = cookie;
+    slot->busy = 1;
+    e->free = slot->next;
+    e->outstanding++;
+    return IDC_OK;
+}
+
+/* Few are held: those whose handler went to Python. So a list will do. */
+static uint32_t find_held(const struct idc_engine *e, uint32_t tag)
+{
+    uint32_t i = 0;
+    while (i < e->holds && e->held[i] != tag)
+        i++;
+    return i;
+}
+
+void idc_engine_answered(struct idc_engine *e, uint32_t tag)
+{
+    uint32_t i = find_held(e, tag);
+    if (i < e->holds)
+        e->held[i] = e->held[--e->holds];
+}
+
+/* Whether it was an answer to an outstanding request; then the slot is free again. */
+static bool completes(struct idc_engine *e, struct header head, uint64_t len, struct idc_event *event)
+{
+    uint32_t index = (head.tag & 0xFFFF) - e->base; /* below the base it wraps, and is too large */
+    if (index >= e->count || len > e->status_bytes)
+        return false;
+    struct idc_pending *slot = &e->slots[index];
+    if (!slot->busy || slot->tag != head.tag)
+        return false;
+    event->cookie = slot->cookie;
+    slot->busy = 0;
+    slot->next = e->free;
+    e->free = index;
+    e->outstanding--;
+    return true;
+}
+
+/* 1: handled and answered; 0: for Python; or a negative result. */
+static int64_t handles(struct idc_engine *e, struct header head, const uint8_t *body, uint64_t len)
+{
+    if (len > e->parameter_bytes || e->holds >= e->accepts || find_held(e, head.tag) < e->holds)
+        return 0;
+    uint16_t error = 0;
+    int64_t rc = IDC_AGAIN;
+    /* Before the handler does anything: an answer without room is the peer's fault, for which Python has the words. */
+    if (e->handler != NULL && (known(e->tx) > 0 || idc_available(e->tx) > 0))
+        rc = e->handler(e->context, body, len, e->status, e->peer_status_bytes, &error);
+    if (rc == IDC_AGAIN) {
+        e->held[e->holds++] = head.tag;
+        return 0;
+    }
+    if (rc < 0 || (uint64_t)rc > e->peer_status_bytes || error == HANDLER_FAILED) {
+        error = HANDLER_FAILED;
+        rc = 0;
+    }
+    rc = post(e, (struct header){.kind = REPLY, .error = error, .tag = head.tag}, e->status, (uint64_t)rc);
+    return rc < 0 ? rc : 1;
+}
+
+/* Receives one frame to `into`. 1: there is an event; 0: it is dealt with; or a negative result. */
+static int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, struct idc_event *event)
+{
+    int64_t len = idc_msg_recv(e->rx, into, cap, 0, 0), done = 0;
+    if (len < 0)
+        return len;
+    struct header head = {0};
+    *event = (struct idc_event){.kind = IDC_FRAME, .len = (uint64_t)len};
+    if (len < (int64_t)sizeof head)
+        return 1;
+    memcpy(&head, into, sizeof head);
+    uint64_t body = (uint64_t)len - sizeof head;
+    if (head.flags == 0 && head.kind == REQUEST)
+        done = handles(e, head, into + sizeof head, body);
+    if (done != 0) {
+        e->budget -= done > 0;
+        return done < 0 ? done : 0;
+    }
+    if (head.flags == 0 && head.kind == REPLY && completes(e, head, body, event)) {
+        event->kind = IDC_COMPLETED;
+        event->error = head.error;
+        event->len = body;
+        event->at = sizeof head;
+    }
+    return 1;
+}
+
+int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
+                       int64_t spin_ns, int64_t timeout_ns)
+{
+    uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
+    uint32_t got = 0;
+    int64_t rc = n == 0 || cap < longest ? IDC_EINVAL : IDC_OK;
+    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0) {
+        rc = next(e, (uint8_t *)buf + at, longest, &events[got]);
+        if (rc == 1) {
+            events[got].at += at;
+            at = events[got].at + events[got].len;
+            got++;
+        } else if (rc == IDC_AGAIN && got == 0 && timeout_ns != 0) {
+            /* Answers are announced only now that there is no request left: one doorbell for all of them. The peer's
+             * quota bounds how many can wait for it, and a peer that polls has seen them already. */
+            rc = idc_notify(e->tx);
+            if (rc == IDC_OK)
+                rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);
+        }
+    }
+    int told = idc_notify(e->tx); /* nothing is left unannounced on the way out, whatever the reason for it */
+    if (got > 0)
+        return got; /* what came before the end is delivered before the end; the next call finds that again */
+    return rc < 0 ? rc : told;
+}

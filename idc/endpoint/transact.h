@@ -1,0 +1,57 @@
+/* The transactions of an endpoint, moved without an interpreter: built on the core, and no part of it, since it knows
+ * frames. Everything between the two "cdef" marks is also what idc/core/build.py shows to cffi: no preprocessor lines
+ * there.
+ */
+#ifndef IDC_TRANSACT_H
+#define IDC_TRANSACT_H
+#include "idc_core.h"
+
+/* cdef begin */
+
+/* Handles a request; `parameters` is private memory. Returns the length of the status that it wrote, at most room;
+ * IDC_AGAIN to leave the request to Python, or another negative number when it failed. */
+typedef int64_t idc_handler(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
+                            uint16_t *error);
+
+/* A slot for a request of this side. Zeroed before its first use. */
+struct idc_pending {
+    uint64_t cookie;         /* the submitter's own */
+    uint32_t tag, next, busy;
+};
+
+enum idc_event_kind { IDC_COMPLETED = 1, IDC_FRAME = 2 };
+struct idc_event {
+    uint64_t cookie;         /* IDC_COMPLETED: as submitted */
+    uint64_t at, len;        /* where in the buffer: the status, or the whole frame */
+    uint32_t kind, error;
+};
+
+/* One side of one connection, with memory of its user's: `slots` has `count`, `held` has `accepts`, and `status` has
+ * peer_status_bytes elements. Used by one thread at a time. */
+struct idc_engine {
+    struct idc_ring *tx, *rx;
+    idc_handler *handler;    /* NULL: every request goes to Python */
+    void *context;
+    struct idc_pending *slots;
+    uint32_t *held;          /* tags of requests that went to Python and are not answered */
+    uint8_t *status;
+    uint32_t base, count;    /* tags' low halves: from base on; below it they are Python's */
+    uint32_t most;           /* outstanding ones that the peer accepts of these */
+    uint32_t accepts, parameter_bytes, status_bytes;
+    uint32_t peer_parameter_bytes, peer_status_bytes;
+    uint32_t outstanding, holds, free;
+    uint64_t budget;         /* requests to handle before idc_engine_run returns 0: counted down */
+};
+
+int idc_engine_start(struct idc_engine *e); /* a new connection. IDC_OK or IDC_EINVAL */
+/* Posts a request without notifying. IDC_AGAIN: no slot; IDC_CORRUPT: the peer lets the ring be full; IDC_TOOBIG. */
+int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie);
+void idc_engine_answered(struct idc_engine *e, uint32_t tag); /* Python has answered that request */
+/* Handles what is there and returns as soon as there are events (> 0); waits for one, timeout_ns at most since the last
+ * request, else negative. 0: the budget is spent. Announces what was posted before it waits and before it returns.
+ * `buf` takes copies of frames, `cap` at least the longest. */
+int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
+                       int64_t spin_ns, int64_t timeout_ns);
+
+/* cdef end */
+#endif

@@ -1,0 +1,59 @@
+/* The loops that measure, beside the core and no part of it. Everything between the two "cdef" marks is also what
+ * idc/core/build.py shows to cffi: no preprocessor lines there.
+ */
+#ifndef IDC_MEASURE_H
+#define IDC_MEASURE_H
+#include "transact.h"
+
+/* cdef begin */
+
+/* --- idc/measure/loops.c: each runs inside one call, ends at the deadline (absolute, idc_now_ns) at the latest, and
+ * returns how many rounds or bytes it did, or a negative result. A sample is the mean of `per` round trips in ns. --- */
+int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline);
+int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
+                      uint64_t per, int64_t spin_ns, uint64_t deadline);
+int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per,
+                           uint64_t deadline);
+int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, uint64_t deadline);
+int64_t idc_loop_bell_ping(const struct idc_bell *bell, int wake_fd, uint64_t *samples, uint64_t n, uint64_t per,
+                           uint64_t deadline);
+int64_t idc_loop_bell_pong(const struct idc_bell *bell, int wake_fd, uint64_t rounds, uint64_t deadline);
+/* `total` bytes through a byte ring in writes or reads of `chunk`, copied from and to private memory. */
+int64_t idc_loop_stream_out(struct idc_ring *tx, uint64_t total, uint64_t chunk, int64_t spin_ns, uint64_t deadline);
+int64_t idc_loop_stream_in(struct idc_ring *rx, uint64_t total, uint64_t chunk, int64_t spin_ns, uint64_t deadline);
+/* The floor of a stream: slots of `chunk` bytes between two indexes (128 bytes apart), and nothing else. */
+int64_t idc_loop_pipe_out(void *indexes, void *data, uint64_t slots, uint64_t chunk, uint64_t total, int routine,
+                          uint64_t deadline);
+int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64_t chunk, uint64_t total, int routine,
+                         uint64_t deadline);
+
+/* --- idc/measure/paced.c --- */
+int64_t idc_loop_clock(uint64_t n); /* ns for n readings of the clock */
+/* n messages one way, as fast as they go. */
+int64_t idc_loop_send(struct idc_ring *tx, uint64_t len, uint64_t n, int64_t spin_ns, uint64_t deadline);
+int64_t idc_loop_receive(struct idc_ring *rx, uint64_t n, int64_t spin_ns, uint64_t deadline);
+/* Round trips due every interval_ns, each measured from when it was due. The other end: idc_loop_echo. */
+int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
+                       uint64_t interval_ns, int64_t spin_ns, uint64_t deadline);
+/* --- idc/measure/sockets.c --- */
+int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per, int polls,
+                         uint64_t deadline);
+int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline);
+int64_t idc_loop_fd_out(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
+int64_t idc_loop_fd_in(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
+
+/* --- idc/measure/transact.c --- */
+/* A handler: the status is the parameters. */
+int64_t idc_handle_echo(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
+                        uint16_t *error);
+int64_t idc_loop_serve(struct idc_engine *e, uint64_t requests, int64_t spin_ns, uint64_t deadline);
+/* One at a time; a sample is the mean of `per`. */
+int64_t idc_loop_transact(struct idc_engine *e, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per,
+                          int64_t spin_ns, uint64_t deadline);
+/* n of them, `depth` outstanding: as many as there is room for, one notify, then whatever has completed. */
+int64_t idc_loop_transact_many(struct idc_engine *e, uint64_t len, uint64_t n, uint64_t depth, int64_t spin_ns,
+                               uint64_t deadline);
+uint64_t idc_loop_sum(const void *memory, uint64_t len); /* of all bytes, in 64-bit words */
+
+/* cdef end */
+#endif
