@@ -20,7 +20,7 @@ from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Result
 from idc.endpoint.stream import Stream
 from idc.errors import MisuseError, NotConnectedError, TimedOutError
-from idc.measure.bulk import EXTRA, Consumer, Producer
+from idc.measure.bulk import EXTRA, Consumer, Producer, fill, part_of
 from idc.measure.timing import SPIN, Answer, Timing
 from idc.transport.shared import SharedPort
 from idc.transport.tcp import dial_port, listen_port
@@ -120,9 +120,14 @@ class CallCommands(Timing):
         one_by_one(caller, size, warm, 1)
         return self._timed(lambda: self._keep(one_by_one(caller, size, count, per)))
 
-    def do_bulk(self, role: str, strategy: str, size: int, touched: bool, count: int, warm: int, outstanding: int,
-                mode: str) -> Answer:  # fmt: skip
-        """Runs of pages of `size` bytes, announced by near, consumed by far; "ns" until the last was consumed."""
+    def do_bulk(self, role: str, api: str, strategy: str, size: int, touched: bool, count: int, warm: int,
+                outstanding: int, mode: str) -> Answer:  # fmt: skip
+        """Runs of pages of `size` bytes, announced by near, consumed by far; "ns" until the last was consumed.
+
+        `api` core copies only: the handler is C, and so is what announces.
+        """
+        if api == "core":
+            return self._core_bulk(role, size, touched, count, warm, outstanding, mode)
         (caller, client), how = self._callers[CALLS], Strategy(strategy)
         self._ports[CALLS].spin = SPIN[mode]
         if role == "far":
@@ -159,6 +164,30 @@ class CallCommands(Timing):
 
         run(warm)
         return self._timed(lambda: run(total))
+
+    def _core_bulk(self, role: str, size: int, touched: bool, count: int, warm: int, outstanding: int,
+                   mode: str) -> Answer:  # fmt: skip
+        assert self._engine is not None
+        core, spin = self._engine[0]._core, int(SPIN[mode] * 1e9)
+        if role == "near":
+            first, runs, sum_of_one = fill(self._region, size)
+
+            def announce(number: int) -> int:
+                return int(lib.idc_loop_announce(core, first, runs, size, sum_of_one if touched else 0, number,
+                                                 outstanding, spin, self._deadline()))
+
+            self._check(announce(warm))
+            return self._timed(lambda: announce(count))
+        part = part_of(self._region, own=False)
+        target = ffi.new("uint8_t[]", size)
+        with ffi.from_buffer("uint8_t[]", self._region.memory) as pages:
+            copier = ffi.new("struct idc_copier *", {"pages": pages, "first": part.offset, "length": part.length,
+                                                     "target": target, "room": size, "touched": touched})
+            usual, core.handler, core.context = core.handler, ffi.addressof(lib, "idc_handle_copy"), copier
+            try:
+                return self._timed(lambda: lib.idc_loop_serve(core, warm + count, spin, self._deadline()))
+            finally:
+                core.handler, core.context = usual, ffi.NULL
 
     def _core(self, role: str, mode: str, size: int, count: int, per: int, warm: int, outstanding: int) -> Answer:
         assert self._engine is not None

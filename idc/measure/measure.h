@@ -53,6 +53,20 @@ int64_t idc_loop_transact(struct idc_engine *e, uint64_t len, uint64_t *samples,
 /* n of them, `depth` outstanding: as many as there is room for, one notify, then whatever has completed. */
 int64_t idc_loop_transact_many(struct idc_engine *e, uint64_t len, uint64_t n, uint64_t depth, int64_t spin_ns,
                                uint64_t deadline);
+/* What idc_handle_copy may read, and where it copies to. */
+struct idc_copier {
+    const uint8_t *pages;   /* the region's start, as mapped here */
+    uint64_t first, length; /* the peer's part of it */
+    uint8_t *target;
+    uint64_t room;
+    int32_t touched;        /* sum what was copied */
+};
+/* A handler, `context` a struct idc_copier: parameters and status are those of idc/measure/bulk.py. */
+int64_t idc_handle_copy(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
+                        uint16_t *error);
+/* Announces n runs of `size` bytes, `depth` under way, one after the other of the `runs` that lie from `first` on. */
+int64_t idc_loop_announce(struct idc_engine *e, uint64_t first, uint64_t runs, uint64_t size, uint64_t sum, uint64_t n,
+                          uint64_t depth, int64_t spin_ns, uint64_t deadline);
 uint64_t idc_loop_sum(const void *memory, uint64_t len); /* of all bytes, in 64-bit words */
 
 /* cdef end */

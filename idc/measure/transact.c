@@ -135,3 +135,56 @@ uint64_t idc_loop_sum(const void *memory, uint64_t len)
         sums[0] += *at++;
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
+
+/* struct ANNOUNCEMENT and struct ANSWER of idc/measure/bulk.py, little-endian and unaligned. */
+enum { ANNOUNCEMENT = 17, ANSWER = 16 };
+
+int64_t idc_handle_copy(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
+                        uint16_t *error)
+{
+    const struct idc_copier *c = context;
+    uint64_t run[2], answer[2] = {0};
+    (void)error;
+    if (len != ANNOUNCEMENT || room < ANSWER)
+        return IDC_EINVAL;
+    memcpy(run, (const uint8_t *)parameters + 1, sizeof run); /* parameters are private: what is checked is used */
+    if (run[0] < c->first || run[1] > c->length || run[0] - c->first > c->length - run[1] || run[1] > c->room)
+        return IDC_EINVAL;
+    idc_copy(c->target, c->pages + run[0], run[1]);
+    answer[0] = run[0];
+    answer[1] = c->touched ? idc_loop_sum(c->target, run[1]) : 0;
+    memcpy(status, answer, sizeof answer);
+    return ANSWER;
+}
+
+int64_t idc_loop_announce(struct idc_engine *e, uint64_t first, uint64_t runs, uint64_t size, uint64_t sum, uint64_t n,
+                          uint64_t depth, int64_t spin_ns, uint64_t deadline)
+{
+    struct work w;
+    int64_t rc = begin(&w, e);
+    if (runs == 0 || depth == 0)
+        rc = IDC_EINVAL;
+    e->budget = UINT64_MAX;
+    uint64_t sent = 0, done = 0;
+    while (rc >= 0 && done < n) {
+        for (; rc >= 0 && sent < n && sent - done < depth; sent++) {
+            uint8_t announcement[ANNOUNCEMENT] = {0};
+            uint64_t what[2] = {first + sent % runs * size, size};
+            memcpy(announcement + 1, what, sizeof what);
+            rc = idc_engine_submit(e, announcement, sizeof announcement, what[0]);
+        }
+        if (rc >= 0)
+            rc = run(e, &w, spin_ns, deadline);
+        if (rc >= 0)
+            rc = completed(&w, rc, ANSWER);
+        for (int64_t i = 0; i < rc; i++) {
+            uint64_t answer[2];
+            memcpy(answer, w.buf + w.events[i].at, sizeof answer);
+            if (answer[0] != w.events[i].cookie || answer[1] != sum)
+                rc = IDC_EINVAL; /* not this run, or other bytes than were sent */
+        }
+        done += rc > 0 ? (uint64_t)rc : 0;
+    }
+    free(w.buf);
+    return rc < 0 ? rc : (int64_t)done;
+}

@@ -143,8 +143,10 @@ IDC_BARS = (
     _slower("transaction of 64 B in Python, polled, by Python's TCP echo", _PYTHON_CALL,
             _Is("transact", "tcp", None, "python", 64), 1 / 6),
     _times("64 transactions outstanding by doorbell, core, by one by doorbell", _MANY_RUNG, _RUNG, 5.0),
-    _times("bulk copy of 1 MiB by the core's stream", _Is("bulk", "ivshmem", "poll", "python", _MIB, 2, "copy", False),
-           _Is("bulk", "ring", "poll", "core", _MIB), 0.8),
+    *(_times(f"bulk copy of 1 MiB, {words}, by the core's stream",
+             _Is("bulk", "ivshmem", "poll", api, _MIB, 2, "copy", False), _Is("bulk", "ring", "poll", "core", _MIB),
+             0.8)
+      for api, words in (("core", "handler in the core"), ("python", "Python"))),
     *(_times(f"transactions of {size} B over TCP by a plain socket, Python",
              _Is("transact", "idc-tcp", None, "python", size, 1), _Is("transact", "tcp", None, "python", size, 1), 0.7,
              domains) for domains in ("process", "vm-vm") for size in (64, MAIN)),

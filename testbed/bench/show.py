@@ -67,7 +67,7 @@ def crossings(rows: list[Row]) -> list[str]:
     for touched in (False, True):
         by_size: dict[int, dict[str, float]] = {}
         for row in rows:
-            if row.name == "bulk" and row.strategy is not None and row.touched is touched:
+            if (row.name, row.api) == ("bulk", "python") and row.strategy and row.touched is touched:
                 by_size.setdefault(row.size, {})[row.strategy] = row.figure
         for strategy in ("map", "handover"):
             sizes = sorted(size for size, figures in by_size.items() if {"copy", strategy} <= figures.keys())

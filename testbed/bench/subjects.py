@@ -273,14 +273,14 @@ def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> 
                 variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
 
 
-def bulk(pair: Pair, strategy: str, size: int, *, touched: bool) -> Loop:
+def bulk(pair: Pair, strategy: str, size: int, *, touched: bool, api: str = "python") -> Loop:
     """Runs of region pages of the near end, which the far end copies to memory of its own, maps, or takes over."""
-    key = Key("bulk", "ivshmem", "poll", "python", size, "B/s", outstanding=BULK_DEPTH, strategy=strategy,
+    key = Key("bulk", "ivshmem", "poll", api, size, "B/s", outstanding=BULK_DEPTH, strategy=strategy,
               route="direct", touched=touched)
     return Loop(pair, key,
-                lambda count, _, warm: _both({"do": "bulk", "strategy": strategy, "size": size, "touched": touched,
-                                              "count": count, "warm": warm, "outstanding": BULK_DEPTH,
-                                              "mode": "poll"}),
+                lambda count, _, warm: _both({"do": "bulk", "api": api, "strategy": strategy, "size": size,
+                                              "touched": touched, "count": count, "warm": warm,
+                                              "outstanding": BULK_DEPTH, "mode": "poll"}),
                 each=size, first=16, note="the pages hold the data to begin with")  # fmt: skip
 
 

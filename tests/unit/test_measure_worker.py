@@ -181,6 +181,14 @@ def test_transactions_are_counted_one_at_a_time_and_many(calling: Two, mode: str
 @pytest.mark.parametrize("touched", [False, True])
 def test_bulk_by_every_strategy_and_the_consumer_sees_what_was_sent(calling: Two, strategy: str, touched: bool) -> None:
     for size in (4096, 64 << 10):
-        near, _ = calling.both(do="bulk", strategy=strategy, size=size, touched=touched, count=40, warm=3,
+        near, _ = calling.both(do="bulk", api="python", strategy=strategy, size=size, touched=touched, count=40, warm=3,
                                outstanding=2, mode="adaptive")
         assert near["ns"] > 0
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_bulk_by_a_handler_in_the_core(calling: Two, touched: bool) -> None:
+    for size in (4096, 64 << 10):
+        calling.both(do="bulk", api="core", strategy="copy", size=size, touched=touched, count=40, warm=3,
+                     outstanding=2, mode="adaptive")
+    calling.both(do="transact", api="core", mode="adaptive", size=64, count=20, per=1, warm=4)  # as before

@@ -48,6 +48,7 @@ def _bulk(place: Place, size: int) -> Group:
     subjects: list[Subject] = [stream(pair, "poll", "core", size, name="bulk", path="ring")]
     subjects += [bulk(pair, strategy, size, touched=touched)
                  for touched in (False, True) for strategy in ("copy", "map", "handover")]
+    subjects += [bulk(pair, "copy", size, touched=touched, api="core") for touched in (False, True)]
     return Group(f"bulk transfers of {size} bytes", pair, subjects)
 
 
