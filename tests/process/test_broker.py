@@ -7,16 +7,13 @@ import os
 import random
 import secrets
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from broker_support import MIB, Bench, bench, copy, drive, join_domain
+from broker_support import MIB, bench, copy, drive, join_domain, owner, started
 from region_support import DEADLINE, descriptors, running, until
 
 from host.broker import CHANNEL, MEMBER
@@ -34,12 +31,6 @@ from idc.remote.reference import REFERENCE_BYTES, Access
 from idc.remote.resolution import Refusal
 from idc.transport.address import open_port
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-OWNER = Path(__file__).with_name("broker_owner.py")
-
 
 def ok(completion: Completion, length: int) -> None:
     assert completion.result is Result.OK, completion.reason
@@ -49,28 +40,6 @@ def ok(completion: Completion, length: int) -> None:
 def refused(completion: Completion, refusal: Refusal, words: str = "") -> None:
     assert (completion.result, completion.error) == (Result.ERROR, refusal), completion
     assert words in completion.reason
-
-
-@contextmanager
-def owner(here: Bench, name: str, region: str, length: int) -> Iterator[tuple[subprocess.Popen[str], bytes]]:
-    """A domain in a process of its own, and a reference to what it has registered."""
-    control = here.service.control(name)
-    here.served[control.name] = control
-    with started(here, name, region, length) as found:
-        yield found
-
-
-@contextmanager
-def started(here: Bench, name: str, region: str, length: int) -> Iterator[tuple[subprocess.Popen[str], bytes]]:
-    command = [sys.executable, str(OWNER), name, str(here.served[f"control-{name}"].socket(name)),
-               str(here.served[region].socket(name)), str(length)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process, bytes.fromhex(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_bytes_go_once_between_regions_that_the_two_do_not_share() -> None:
