@@ -403,7 +403,10 @@ def test_copies_need_no_region_server_and_the_next_one_is_found() -> None:
         late = join_domain(here.service, "late", here.service.control("late"), [fresh], held)
         _, new = late.allocate("late-back", bytes(PAGE))
         ok(copy([*everybody, late], late, source, new, PAGE), PAGE)
-        assert set(here.service.broker_status()["domains"]) == {"front", "middle", "back", "late"}
+        domains = here.service.broker_status()["domains"]
+        assert set(domains) == {"front", "middle", "back", "late"}
+        assert sorted(domains["back"]["writes"]) == ["control-back", "late-back", "middle-back"]
+        assert domains["back"]["incarnation"] == 1
 
 
 def test_what_a_domain_says_of_itself_does_not_count() -> None:
