@@ -243,7 +243,7 @@ class RegionService:
                               "restart_broker() brings it back") from error
         if answer is None:
             raise ServerError("the broker closed the connection")
-        return answer[0]
+        return {key: value for key, value in answer[0].items() if key != "ok"}
 
     def control(self, domain: str) -> Region:
         """Make the control region of a domain: how it reaches the broker, and what it is known by.

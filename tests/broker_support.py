@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from region_support import DEADLINE, running
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from idc.remote.resolution import Resolution
 
 BOTH = Access.READ | Access.WRITE
+OWNER = Path(__file__).parent / "process" / "broker_owner.py"
 MIB = 1 << 20
 
 
@@ -167,3 +171,26 @@ def bench(*options: str, size: int = 16 * MIB, links: tuple[tuple[str, str], ...
             parties = {name: join_domain(service, name, controls[name], regions, held) for name in names}
             served = {region.name: region for region in [*regions, *controls.values()]}
             yield Bench(service, parties, served)
+
+
+@contextmanager
+def owner(here: Bench, name: str, region: str, length: int) -> Iterator[tuple[subprocess.Popen[str], bytes]]:
+    """A domain in a process of its own, and a reference to what it has registered."""
+    control = here.service.control(name)
+    here.served[control.name] = control
+    with started(here, name, region, length) as found:
+        yield found
+
+
+@contextmanager
+def started(here: Bench, name: str, region: str, length: int) -> Iterator[tuple[subprocess.Popen[str], bytes]]:
+    """The same, whose control region is there already."""
+    command = [sys.executable, str(OWNER), name, str(here.served[f"control-{name}"].socket(name)),
+               str(here.served[region].socket(name)), str(length)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, bytes.fromhex(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()

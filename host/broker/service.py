@@ -105,13 +105,18 @@ class Service:
     def status(self) -> dict[str, Any]:
         """What is going on: plain data."""
         return {
-            "domains": {domain.name: {"uuid": str(domain.uuid), "incarnation": domain.incarnation}
+            "domains": {domain.name: {"uuid": str(domain.uuid), "incarnation": domain.incarnation,
+                                      "writes": self._written_by(domain.name)}
                         for domain in self.desk.domains.values()},
             "counts": {name: dataclasses.asdict(counts) for name, counts in self.desk.counts.items()},
             "jobs": self.desk.jobs, "leases": self.desk.leases,
             "mapped": len(self.custody), "mapped_most": self.custody.most, "opened": self.custody.opened,
             "masked": {link.domain.name: link.endpoint.status.masked for link in self.links.by_domain.values()},
         }
+
+    def _written_by(self, name: str) -> list[str]:
+        """Names of the regions of which a domain is an rw member, so that copies may concern them."""
+        return [known.header.name for known in self.directory.regions.values() if name in known.sockets]
 
     # -- what the desk needs
 
