@@ -66,8 +66,8 @@ class Honest:
         carrier = self.endpoint._carrier
         if carrier is None:
             return
-        entry = carrier._channel.entry  # type: ignore[attr-defined]
-        position = carrier._channel.sender._ring.pos  # type: ignore[attr-defined]
+        entry = carrier.channel.entry  # type: ignore[attr-defined]
+        position = carrier.channel.sender._ring.pos  # type: ignore[attr-defined]
         for n in range(8):
             at = entry.data_ba + (position + n) % entry.slots * entry.slot_size
             length = chance.choice((chance.getrandbits(chance.randrange(33)), entry.slot_size + chance.getrandbits(17)))
