@@ -133,6 +133,42 @@ def borrow(pair: Pair, begin: Callable[..., Result]) -> Borrowed:
     return told[0][1]
 
 
+def test_owners_that_raise_as_the_connection_is_lost_keep_nobody_elses_leases(pair: Pair) -> None:
+    told: list[Completion] = []
+    registrations = [pages(pair, outlives=True) for _ in range(3)]
+    for registration in registrations:
+        borrow(pair, pair.front.remote(registration.reference()).share)
+    for registration in registrations:
+        registration.unregister(raising if registration is registrations[0] else told.append, timeout=0.0)
+    with pytest.raises(RuntimeError, match="as asked"):
+        pair.back.pump()
+    assert [completion.error for completion in told] == [Refusal.HELD] * 2
+    for registration in registrations:
+        registration.unregister(raising if registration is registrations[0] else told.append, timeout=None)
+    with pytest.raises(RuntimeError, match="as asked"):
+        pair.back.disconnect()
+    assert [completion.result for completion in told[2:]] == [Result.OK] * 2
+    assert not left_over(pair.back)
+    assert pair.owner.exports.registered == 0
+
+
+def test_a_registration_that_ended_with_its_connection_can_be_waited_for_while_another_holds_it(pair: Pair) -> None:
+    registration = pages(pair)
+    broker = Keeping(pair.owner)
+    answer = pair.owner.exports.resolve(registration.reference(), Access.READ, broker)
+    assert isinstance(answer, Lease)
+    broker.leases.append(answer.lease)
+    pair.back.disconnect()
+    assert not registration.live
+    told: list[Completion] = []
+    registration.unregister(told.append)
+    assert not told
+    pair.owner.exports.release(broker, answer.lease)
+    assert told == [Completion(Result.OK)]
+    with pytest.raises(MisuseError, match="unregistered before"):
+        registration.unregister()
+
+
 def test_a_time_out_that_nobody_waits_for(pair: Pair) -> None:
     registration = pages(pair)
     got = borrow(pair, pair.front.remote(registration.reference()).share)
