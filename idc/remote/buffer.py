@@ -261,9 +261,9 @@ class RemoteBuffer:
         return self._users
 
     def drop_lease(self) -> None:
-        """Give the lease back, unused, and forget how the buffer was reached."""
+        """Give the lease back, unused, and forget how the buffer was reached; an answer under way still counts."""
         lease, self._lease = self._lease, None
-        self._answer, self._mapped, self._asked = None, None, False
+        self._answer, self._mapped = None, None
         if lease is not None:
             self.link.give_back(lease)
 

@@ -143,5 +143,5 @@ class Forwarder:
     def end(self) -> None:
         """The connection to the upstream peer is over: the leases that came from it are worth nothing any more."""
         leases, self._leases = self._leases, {}
-        self._revoked.clear()
-        call_each(partial(held.holder.revoke, held.lease) for held in leases.values())
+        asked, self._revoked = self._revoked, {}
+        call_each(partial(held.holder.revoke, held.lease) for lease, held in leases.items() if lease not in asked)
