@@ -209,9 +209,9 @@ class RemoteBuffer:
                 self._resolved(refused(Refusal.RIGHTS, "the reference allows neither to read nor to write"))
 
     def choose(self, local: LocalBuffer | None, *, writing: bool) -> Route | str:
-        """Which route a transfer takes, or why it cannot take the forced one."""
+        """Which route a transfer takes, or why it cannot take the forced one; without `local` the best there can be."""
         resources = self.link.resources
-        placed = local is not None and self.link.exports.regions.place(local) is not None
+        placed = local is None or self.link.exports.regions.place(local) is not None
         way = Way(answer=self._answer, own=self._own, mapped=self._mapped is not None, writing=writing,
                   writable=self._writable, broker=resources.broker is not None and not self.no_host, placed=placed,
                   near=self.link.near)
@@ -261,9 +261,9 @@ class RemoteBuffer:
         return self._users
 
     def drop_lease(self) -> None:
-        """Give the lease back, unused, and forget how the buffer was reached."""
+        """Give the lease back, unused, and forget how the buffer was reached; an answer under way still counts."""
         lease, self._lease = self._lease, None
-        self._answer, self._mapped, self._asked = None, None, False
+        self._answer, self._mapped = None, None
         if lease is not None:
             self.link.give_back(lease)
 

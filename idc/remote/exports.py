@@ -10,12 +10,14 @@ import logging
 import secrets
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from idc.buffers.local import CopyCounter
 from idc.buffers.memory import process_memory
 from idc.buffers.registry import standard_registry
+from idc.endpoint.callbacks import call_each
 from idc.endpoint.results import Completion, Result
 from idc.errors import BackPressuredError, FileRangeError, MisuseError, RefusedError
 from idc.remote.reference import EVERY_ACCESS, Access, genuine, parse
@@ -130,13 +132,15 @@ class Exports:
             return False
         now = self._clock()
         late = [user for user in self._timed if user.deadline is not None and user.deadline <= now]
-        for user in late:
-            self._timed.discard(user)
-            done, user.done, user.deadline, user.waiting = user.done, None, None, False
-            if done is not None:
-                done(Completion(Result.ERROR, Refusal.HELD,
-                                reason=f"held by {', '.join(user.holders)}, which did not let go in time"))
+        call_each(partial(self._give_up, user) for user in late)
         return bool(late)
+
+    def _give_up(self, user: Registration) -> None:
+        self._timed.discard(user)
+        done, user.done, user.deadline, user.waiting = user.done, None, None, False
+        if done is not None:
+            done(Completion(Result.ERROR, Refusal.HELD,
+                            reason=f"held by {', '.join(user.holders)}, which did not let go in time"))
 
     @property
     def patience(self) -> float | None:
@@ -146,11 +150,13 @@ class Exports:
         return max(0.0, min(user.deadline for user in self._timed if user.deadline is not None) - self._clock())
 
     def drop_owner(self, owner: object) -> None:
-        """What belonged to it is unregistered, as its connection is over."""
-        for slot in self._slots:
-            user = slot.user
-            if user is not None and user.belongs is owner and user.live:
-                self._wind_down(user, None, None, ask=True)
+        """What belonged to it is unregistered, as its connection is over; `unregister` waits for who holds it still."""
+        users = [slot.user for slot in self._slots if slot.user is not None]
+        call_each(partial(self._orphan, user) for user in users if user.belongs is owner and user.live)
+
+    def _orphan(self, user: Registration) -> None:
+        self._wind_down(user, None, None, ask=True)
+        user.waiting = False
 
     # -- for holders
 
@@ -218,12 +224,11 @@ class Exports:
 
     def drop_holder(self, holder: Holder) -> None:
         """All its leases are over, as its connection is."""
-        for held in tuple(self._leases.values()):
-            if held.holder is holder and held.lease in self._leases:
-                self._over(held)
+        call_each(partial(self._over, held) for held in tuple(self._leases.values()) if held.holder is holder)
 
     def _over(self, held: Held) -> None:
-        del self._leases[held.lease]
+        if self._leases.pop(held.lease, None) is None:
+            return  # by what another one's end led to
         self._counts[held.holder] -= 1
         if not self._counts[held.holder]:
             del self._counts[held.holder]

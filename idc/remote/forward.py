@@ -7,8 +7,10 @@ when the holder at the end has answered. Depends on this package.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from idc.endpoint.callbacks import call_each
 from idc.endpoint.frames import Kind
 from idc.endpoint.results import Completion, Result
 from idc.errors import ProtocolError, RefusedError
@@ -141,6 +143,5 @@ class Forwarder:
     def end(self) -> None:
         """The connection to the upstream peer is over: the leases that came from it are worth nothing any more."""
         leases, self._leases = self._leases, {}
-        self._revoked.clear()
-        for held in leases.values():
-            held.holder.revoke(held.lease)
+        asked, self._revoked = self._revoked, {}
+        call_each(partial(held.holder.revoke, held.lease) for lease, held in leases.items() if lease not in asked)

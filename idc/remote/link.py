@@ -243,7 +243,10 @@ class Link:
         if user is not None:
             user.withdraw(ask)
         elif not self.forwarder.revoked(ask, lease):
-            ask.answer()  # released meanwhile
+            # Released meanwhile. A RELEASE that waits for a slot must not come after this answer, which ends the lease.
+            unsent = Kind.RELEASE, wire.lease_id(lease)
+            self._queue = deque(waiting for waiting in self._queue if waiting[:2] != unsent)
+            ask.answer()
 
     def revoke(self, lease: int) -> None:
         """See `idc.remote.registration.Holder`."""

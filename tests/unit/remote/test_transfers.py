@@ -282,6 +282,27 @@ def test_an_owner_that_raises_when_its_buffer_is_quiet_raises_in_its_own_pump_an
     assert pair.front.connections == pair.back.connections == 1
 
 
+def test_a_release_that_waits_for_a_slot_does_not_come_after_the_lease_was_revoked(shared: LocalRegion) -> None:
+    one, other = join(shared)
+    pair = Pair(Site(one), Site(other), asks=1)
+    registration, leased = offered(pair)
+    slow = pair.front.remote(pair.back.register(process_memory(bytearray(50_000)), RW).reference())
+    for remote in (leased, slow):
+        pair.ended(remote.resolve)
+    told: list[Completion] = []
+    slow.receive_from(process_memory(bytearray(50_000)), told.append)
+    pair.front.pump()
+    leased.close()
+    registration.unregister(told.append)
+    for _ in range(2):
+        pair.front.pump()  # takes REVOKE first
+    slow.close()
+    pair.until(lambda: len(told) == 2 and not left_over(pair.front))
+    assert {completion.result for completion in told} == {Result.OK}
+    assert pair.front.connections == pair.back.connections == 1
+    pair.close()
+
+
 def test_unregister_waits_for_a_transfer_that_is_under_way(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "STEP", PAGE)
     registration, remote = offered(pair, bytes(64 * PAGE))
@@ -391,6 +412,19 @@ def test_pages_change_hands_and_come_back(pair: Pair) -> None:
     assert back == ["back"]
     assert not registration.handed
     assert taken(pair, other) == b"new" + DATA[3:]
+
+
+def test_moving_a_buffer_that_is_just_being_resolved_asks_for_no_second_lease(pair: Pair) -> None:
+    _, remote = offered(pair, access=RW | Access.TAKE)
+    told: list[Completion] = []
+    for begin in (remote.resolve, lambda done: remote.move(lambda completion, _: done(completion)), remote.resolve):
+        assert begin(told.append) is Result.OK
+        pair.front.pump()
+    pair.until(lambda: len(told) == 3)
+    assert [completion.error for completion in told] == [0, 0, Refusal.BUSY]  # its own lease was under way
+    assert pair.owner.exports.leases == 1
+    remote.close()
+    pair.until(lambda: not left_over(pair.front, pair.back))
 
 
 def test_pages_that_others_hold_are_not_handed_over(pair: Pair) -> None:
