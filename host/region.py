@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 20.0  # seconds: Python's start on a busy machine under emulation of everything else
 STOP_TIMEOUT: Final = 5.0
 CALL_TIMEOUT: Final = 20.0
+STATUS_TIMEOUT: Final = 2.0  # a broker looks at such requests every few ms; one that is stopped must not hold up a list
 _LOG_TAIL: Final = 2000  # bytes of a log that go into an error
 
 
@@ -208,7 +209,7 @@ class RegionService:
     @property
     def broker_pid(self) -> int:
         """Process id of the broker. Raises ServerError when none was started."""
-        return _started(self._broker).process.pid
+        return self._brokered().process.pid
 
     def start_broker(self, *options: str) -> None:
         """Start the broker; returns when it serves. `options` are those of `python3 -m host.broker`.
@@ -227,15 +228,20 @@ class RegionService:
 
         Raises ServerError.
         """
-        _started(self._broker).kill()
+        self._brokered().kill()
         self._broker = None
         self.start_broker(*self._broker_options)
 
+    def _brokered(self) -> _Child:
+        if self._broker is None:
+            raise ServerError("no broker was started: call start_broker()")
+        return self._broker
+
     def broker_status(self) -> dict[str, Any]:
         """What the broker says of itself, see `host.broker.service.Service.status`. Raises ServerError."""
-        _started(self._broker)
+        self._brokered()
         try:
-            with wire.connect(self._broker_socket, CALL_TIMEOUT) as sock:
+            with wire.connect(self._broker_socket, STATUS_TIMEOUT) as sock:
                 wire.send_message(sock, {"op": "status"})
                 answer = wire.receive_message(sock)
         except (OSError, HostError) as error:

@@ -423,7 +423,7 @@ def test_what_a_domain_says_of_itself_does_not_count() -> None:
 
 def test_mistakes_of_whoever_sets_it_up() -> None:
     with running() as service:
-        with pytest.raises(ServerError, match="not started"):
+        with pytest.raises(ServerError, match="no broker was started"):
             service.broker_status()
         with pytest.raises(RegionError, match="the broker's own name"):
             service.control(MEMBER)
