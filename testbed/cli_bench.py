@@ -27,7 +27,7 @@ _HELP = "; ".join(f"{bench.name}: {bench.help}" for bench in load().values())
 
 def bench(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_HELP, show_default=False)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Touch each row only; about a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Touch each row only; two minutes or three.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints "
                                                    "it and nothing else.")] = None,
     domains: Annotated[str, typer.Option(metavar="|".join(DOMAINS), help="Where to measure; several with commas, by "

@@ -106,7 +106,8 @@ class _Call:
     def done(self, completion: Completion) -> None:
         """Runs in whichever thread drives the endpoint."""
         self.completion = completion
-        self.wake()
+        if self.waiting is not None:
+            self.waiting.notify()
 
     def wake(self) -> None:
         """Look again. The caller's lock is held."""
