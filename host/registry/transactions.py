@@ -101,7 +101,7 @@ class Open:
             if refused.fault is Fault.DENIED:
                 self._denied.append(request)  # and not how the node is: that would tell at the end that it changed
             else:
-                self._note(base, edit.who, request)
+                self._note(base, edit.who, request, deep=True)
             raise
         self._note(base, edit.who, request)
         if request.op in MUTATIONS:
@@ -131,15 +131,21 @@ class Open:
             raise Refused(Fault.CONFLICT, f"more than {self._limits.history} changes came in between: repeat it")
         return self._base, self._edit
 
-    def _note(self, base: State, who: str, request: Request) -> None:
-        mark = {Op.LIST: "names", Op.RM: "all"}.get(request.op, "node")
+    def _note(self, base: State, who: str, request: Request, *, deep: bool = False) -> None:
+        """How what the outcome depends on was at the beginning."""
         parts = frames.split(request.path)
         node, depth = tree.find(base.root, parts)
-        self._noted.setdefault((request.path, mark), _mark(base, request.path, mark))
-        if node.permissions.of(who) & Permit.READ:
-            # Of a node that is not there, the deepest one above says what one may know and do.
-            above = tree.text(parts[:depth])
-            self._noted.setdefault((above, "node"), _mark(base, above, "node"))
+        if depth < len(parts):
+            self._keep(base, tree.text(parts[:depth + 1]), "node")  # is not there
+            if node.permissions.of(who) & Permit.READ:  # and this says who may know that, and do what
+                self._keep(base, tree.text(parts[:depth]), "node")
+            return
+        self._keep(base, request.path, "all" if deep or request.op is Op.RM else "node")
+        if request.op is Op.LIST:
+            self._keep(base, request.path, "names")
+
+    def _keep(self, base: State, path: str, mark: str) -> None:
+        self._noted.setdefault((path, mark), _mark(base, path, mark))
 
 
 def _do(edit: Edit, request: Request) -> bytes:

@@ -249,6 +249,7 @@ class Registry(Operations):
 
     def _ready(self, deadline: float) -> None:
         """Wait until the registry has greeted, and what was lost with the last link is there again."""
+        self.endpoint.pump(0.0)  # a link that is lost already is better noticed before something is sent by it
         while not self._greeted or self._again or self._sent_again:
             self._drive(deadline)
 
