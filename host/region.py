@@ -258,7 +258,7 @@ class RegionService:
     @property
     def registry_pid(self) -> int:
         """Process id of the registry. Raises ServerError when none was started."""
-        return _started(self._registry).process.pid
+        return self._registered().process.pid
 
     @property
     def registry_socket(self) -> Path:
@@ -288,9 +288,14 @@ class RegionService:
 
         Raises ServerError.
         """
-        _started(self._registry).kill()
+        self._registered().kill()
         self._registry = None
         self.start_registry(*self._registry_options)
+
+    def _registered(self) -> _Child:
+        if self._registry is None:
+            raise ServerError("no registry was started: call start_registry()")
+        return self._registry
 
     def control(self, domain: str) -> Region:
         """Make the control region of a domain: how it reaches broker and registry, and what it is known by.

@@ -153,6 +153,7 @@ def test_a_stopped_watcher_holds_up_nobody_and_is_told_in_the_end() -> None:
         host = here.host()
         assert line(process) == "/domain/front 0"
         process.send_signal(signal.SIGSTOP)
+        assert host.domain == "host"  # it is connected
         before = descriptors(here.service.registry_pid)
         for number in range(300):
             host.write("/domain/front/n", str(number))
@@ -328,7 +329,7 @@ def test_a_flood_is_held_up_at_the_one_who_floods() -> None:
 
 def test_mistakes_of_whoever_sets_it_up() -> None:
     with running() as service:
-        with pytest.raises(ServerError, match="not started"):
+        with pytest.raises(ServerError, match="no registry was started"):
             _ = service.registry_pid
         for name in (MEMBER, "broker", "host"):
             with pytest.raises(RegionError, match="a name of the host's own"):
