@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import host
-from host import broker, wire
+from host import control_region, wire
 from host.errors import HostError, RegionError, ServerError
-from idc.layout import ChannelSpec, Kind, LayoutError, RegionHeader, Rights, pack_header
+from idc.layout import LayoutError, RegionHeader, Rights, pack_header
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
+
+    from idc.layout import ChannelSpec
 
 START_TIMEOUT: Final = 20.0  # seconds: Python's start on a busy machine under emulation of everything else
 STOP_TIMEOUT: Final = 5.0
@@ -170,6 +172,8 @@ class RegionService:
         self._server: _Child | None = None
         self._broker: _Child | None = None
         self._broker_options: tuple[str, ...] = ()
+        self._registry: _Child | None = None
+        self._registry_options: tuple[str, ...] = ()
         self._control: socket.socket | None = None
 
     def start(self) -> None:
@@ -251,18 +255,58 @@ class RegionService:
             raise ServerError("the broker closed the connection")
         return {key: value for key, value in answer[0].items() if key != "ok"}
 
-    def control(self, domain: str) -> Region:
-        """Make the control region of a domain: how it reaches the broker, and what it is known by.
+    @property
+    def registry_pid(self) -> int:
+        """Process id of the registry. Raises ServerError when none was started."""
+        return self._registered().process.pid
 
-        In the domain's VM its address is `ivshmem:REGION/CHANNEL`, for a host process `member:SOCKET/CHANNEL`, with
-        `host.broker.CHANNEL`. Raises RegionError (also for the broker's own name), ServerError.
+    @property
+    def registry_socket(self) -> Path:
+        """Where host processes reach the registry: `unix:PATH` as an address."""
+        return self._directory / "registry.sock"
+
+    @property
+    def registry_directory(self) -> Path:
+        """What the registry keeps on disk."""
+        return self._directory / "registry"
+
+    def start_registry(self, *options: str) -> None:
+        """Start the registry; returns when it serves. `options` are those of `python3 -m host.registry`.
+
+        Raises ServerError with the end of its log; also if there is one already.
         """
-        if domain == broker.MEMBER:
-            raise RegionError(f"a domain cannot be called {domain!r}: that is the broker's own name")
-        members = {domain: Rights.RW, broker.MEMBER: Rights.RW}
-        channel = ChannelSpec(broker.CHANNEL, Kind.MESSAGE, domain, broker.MEMBER, broker.RING_BYTES,
-                              broker.SLOT_BYTES)
-        return self.create(RegionSpec(broker.PREFIX + domain, broker.REGION_BYTES, members, [channel], parts={}))
+        if self._registry is not None:
+            raise ServerError("the registry runs already")
+        arguments = ["host.registry", "--server", str(self._control_socket), "--socket", str(self.registry_socket),
+                     "--directory", str(self.registry_directory)]
+        self._registry = _Child("registry", [*arguments, *options], self._env, self._directory / "registry.log",
+                                site=True)
+        self._registry_options = options
+
+    def restart_registry(self) -> None:
+        """Kill the registry with SIGKILL, unless it is dead already, and start another, with all that was acknowledged.
+
+        Raises ServerError.
+        """
+        self._registered().kill()
+        self._registry = None
+        self.start_registry(*self._registry_options)
+
+    def _registered(self) -> _Child:
+        if self._registry is None:
+            raise ServerError("no registry was started: call start_registry()")
+        return self._registry
+
+    def control(self, domain: str) -> Region:
+        """Make the control region of a domain: how it reaches broker and registry, and what it is known by.
+
+        In the domain's VM its addresses are `ivshmem:REGION/CHANNEL`, for a host process `member:SOCKET/CHANNEL`, with
+        `host.broker.CHANNEL` and `host.registry.CHANNEL`. Raises RegionError (also for a reserved name), ServerError.
+        """
+        if domain in control_region.RESERVED:
+            raise RegionError(f"a domain cannot be called {domain!r}: that is a name of the host's own")
+        return self.create(RegionSpec(control_region.PREFIX + domain, control_region.REGION_BYTES,
+                                      control_region.members(domain), control_region.channels(domain), parts={}))
 
     def create(self, spec: RegionSpec) -> Region:
         """Make a region and serve it. Raises RegionError (not as asked), ServerError (refused, or gone)."""
@@ -305,10 +349,10 @@ class RegionService:
         if self._control is not None:
             self._control.close()
             self._control = None
-        for child in (self._broker, self._server, self._holder):
+        for child in (self._registry, self._broker, self._server, self._holder):
             if child is not None:
                 child.stop()
-        self._broker = self._server = self._holder = None
+        self._registry = self._broker = self._server = self._holder = None
         if self._directory.is_dir():
             for leftover in self._directory.glob("*.sock"):  # of a server that was killed
                 leftover.unlink(missing_ok=True)

@@ -10,7 +10,10 @@
     echo_back.transact(b"hello")
 
 `IDC_SERVICES` holds NAME=ADDRESS pairs, separated by blanks; see `idc.transport.address`. `IDC_CONTROL` is the address
-of the control link to the broker, where there is one.
+of the control link to the broker, where there is one, and `IDC_REGISTRY` that of the link to the registry, in which
+services are looked for that IDC_SERVICES does not name.
+
+    domain.publish(echo)                                    # back end, after serve: its front end may find it
 
     domain.share()                                          # sets aside what others may reach of this domain
     endpoint = domain.endpoint(echo, client, domain.resources(echo))
@@ -26,11 +29,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
+from idc import registry as registries
 from idc.endpoint import Client, Endpoint, Quotas, Resources
 from idc.endpoint.blocking import NAP, Caller
 from idc.endpoint.stream import Stream
 from idc.endpoint.together import drive
 from idc.errors import MisuseError
+from idc.registry import Registry, services
 from idc.remote import Exports, Regions, Remote
 from idc.remote import control as control_link
 from idc.remote.control import Control
@@ -83,19 +88,23 @@ class Domain:
     Args:
         places: address of each service by name.
         control: address of the control link; empty where there is no broker.
+        registry: address of the link to the registry; empty where there is none.
 
     Attributes:
         regions: those that its endpoints meet their peers in.
     """
 
-    def __init__(self, places: Mapping[str, str], control: str = "") -> None:
+    def __init__(self, places: Mapping[str, str], control: str = "", registry: str = "") -> None:
         self.regions = Regions()
         self._places = dict(places)
         self._control_address = control
         self._control: Control | None = None
+        self._registry_address = registry
+        self._registry: Registry | None = None
         self._exports: Exports | None = None
         self._endpoints: list[Endpoint] = []
         self._mapped: dict[str, Region] = {}
+        self._ports: dict[str, SharedPort] = {}
         self._stopped = False
 
     @classmethod
@@ -107,7 +116,7 @@ class Domain:
             if not equals or not name or not address:
                 raise MisuseError(f"{VARIABLE}: {pair!r} is not NAME=ADDRESS")
             places[name] = address
-        return cls(places, os.environ.get(control_link.VARIABLE, ""))
+        return cls(places, os.environ.get(control_link.VARIABLE, ""), os.environ.get(registries.VARIABLE, ""))
 
     def share(self, count: int = 16, leases: int = 64, forwards: int = 16, *, timeout: float = 10.0) -> Exports:
         """Make the table of what others may reach of this domain; once, before the first endpoint that uses it.
@@ -151,7 +160,8 @@ class Domain:
     def region(self, service: Service) -> Region:
         """The region in which this domain meets the service's other side. Raises MisuseError if there is none."""
         if service.name not in self._mapped:
-            raise MisuseError(f"service {service.name!r} has no endpoint here, or no region: {self.place(service)}")
+            raise MisuseError(f"service {service.name!r} has no endpoint here, or none that meets its peer in a "
+                              f"region ({self._places.get(service.name, 'its address is looked for in the registry')})")
         return self._mapped[service.name]
 
     def endpoint(self, service: Service, client: Client, resources: Resources | None = None) -> Endpoint:
@@ -169,6 +179,7 @@ class Domain:
         port = open_port(self.place(service))
         if isinstance(port, SharedPort):
             self._mapped[service.name] = port.region
+            self._ports[service.name] = port
             self.regions.add(port.region)
         return port
 
@@ -183,18 +194,46 @@ class Domain:
         """
         shared = remote is None and self._exports is not None
         resources = self.resources(service) if shared else service.resources(remote)
-        beside = [] if self._control is None else [self._control.endpoint]
-        return Caller(self._open(service), resources, name=service.name, beside=beside)
+        port = self._open(service)
+        return Caller(port, resources, name=service.name, beside=self._links)
 
     def stream(self, service: Service) -> Stream:
         """The socket-like face for the service."""
         return Stream(open_port(self.place(service)), service.resources())
 
-    def place(self, service: Service) -> str:
-        """Where this domain finds the service. Raises MisuseError."""
+    @property
+    def registry(self) -> Registry:
+        """The link to the registry, opened when it is first used; `run` drives it from then on.
+
+        Raises:
+            MisuseError: this domain has none.
+            OSError, IdcError: it cannot be opened. In a VM one process has it, the one that has the control region.
+        """
+        if self._registry is None:
+            if not self._registry_address:
+                raise MisuseError(f"this domain has no link to a registry; set {registries.VARIABLE}")
+            self._registry = Registry(open_port(self._registry_address))
+        return self._registry
+
+    def publish(self, service: Service) -> None:
+        """Let the domain at the other end of a service's channel find it in the registry, while this domain is there.
+
+        Raises:
+            MisuseError: the service has no endpoint here, no region, or there is no registry.
+            RegistryError, TimedOutError: the registry refuses, or is not there.
+        """
+        self.region(service)
+        services.publish(self.registry, service.name, self._ports[service.name])
+
+    def place(self, service: Service, timeout: float = 10.0) -> str:
+        """Where this domain finds the service: as configured, else in the registry, for which it waits up to `timeout`
+        seconds. Raises MisuseError, TimedOutError, RegistryError.
+        """
         try:
             return self._places[service.name]
         except KeyError:
+            if self._registry_address:
+                return services.find(self.registry, service.name, self._registry_address, timeout)
             known = ", ".join(sorted(self._places)) or "none"
             raise MisuseError(f"service {service.name!r} has no address here (there are: {known}); set {VARIABLE}, or "
                               "give Domain its places") from None
@@ -203,17 +242,27 @@ class Domain:
         """Drive the endpoints until `stop`, or until all of them are destroyed."""
         self._stopped = False
         while not self._stopped and (alive := [e for e in self._endpoints if e.state.value != "destroyed"]):
-            drive(alive if self._control is None else [*alive, self._control.endpoint], NAP)
+            drive([*alive, *self._links], NAP)
         self._endpoints = [e for e in self._endpoints if e.state.value != "destroyed"]
+
+    @property
+    def _links(self) -> list[Endpoint]:
+        """What is driven besides the services."""
+        return [link.endpoint for link in (self._control, self._registry) if link is not None]
 
     def stop(self) -> None:
         """Make `run` return; for a handler."""
         self._stopped = True
 
     def close(self) -> None:
-        """Destroy its endpoints, whatever their clients have not completed, and the control link. Idempotent."""
+        """Destroy its endpoints, whatever their clients have not completed, and the links to broker and registry.
+
+        Idempotent.
+        """
         for endpoint in self._endpoints:
             endpoint.abandon()
         self._endpoints.clear()
         if self._control is not None:
             self._control.close()
+        if self._registry is not None:
+            self._registry.close()

@@ -9,6 +9,11 @@
     ├── RefusedError            a request about a remote buffer was refused; `code` is the Refusal
     ├── FileRangeError          (also an OSError) the file under a buffer failed; `errno` says how
     ├── TransactionError        the other side completed the transaction with an error code of its own
+    ├── RegistryError           the registry refused a request; `code` is the Fault
+    │   ├── NoSuchKeyError      there is no such node
+    │   ├── DeniedError         its permissions do not allow that to this domain
+    │   ├── ConflictError       others changed what the transaction relied on: repeat it
+    │   └── QuotaError          this domain has used up what it may have there
     ├── HandlerFailedError      the other side's handler of a message or transaction raised; the text says what
     └── DisconnectedError       this connection is over, for good
         ├── NotConnectedError   there was none yet
@@ -101,6 +106,34 @@ class TransactionError(IdcError):
         super().__init__(f"the transaction completed with error {code}")
         self.code = code
         self.status = status
+
+
+class RegistryError(IdcError):
+    """The registry refused a request.
+
+    Attributes:
+        code: an `idc.registry.Fault`, or a number that this version does not know.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class NoSuchKeyError(RegistryError):
+    """The registry has no such node."""
+
+
+class DeniedError(RegistryError):
+    """The node's permissions do not allow that to this domain, or it may not know whether there is such a node."""
+
+
+class ConflictError(RegistryError):
+    """Others changed what a transaction has read or written since it began; nothing of it was done: repeat it."""
+
+
+class QuotaError(RegistryError):
+    """This domain has as many nodes, bytes, watches or transactions in the registry as it may have."""
 
 
 class HandlerFailedError(IdcError):

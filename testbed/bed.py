@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import images
 from host import broker as brokers
+from host import control_region
+from host import registry as registries
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
+from idc.registry import VARIABLE as REGISTRY
 from idc.remote.control import VARIABLE as CONTROL
 from testbed import accel as accelerators
 from testbed import faults
@@ -63,7 +66,7 @@ def _quiet(_: str) -> None:
 
 @dataclass(frozen=True)
 class BrokerSpec:
-    """A broker, see docs/broker.md.
+    """A broker and a registry, see docs/broker.md and docs/registry.md.
 
     Attributes:
         members: VMs and host processes that get a control link; None for every VM.
@@ -90,8 +93,9 @@ class Testbed:
         image: None for our own, built when it is not there yet.
         keep: whether the logs stay; see `testbed.run.Keep`.
         boot: how VMs start; see `Boot`.
-        broker: start one, and give each VM a control link to it when it is booted (or those that a BrokerSpec names);
-            the guest's programs find its address in IDC_CONTROL. Takes one of the VM's region ports.
+        broker: start one, and a registry, and give each VM a control region when it is booted (or those that a
+            BrokerSpec names), which leads to both; the guest's programs find the addresses in IDC_CONTROL and
+            IDC_REGISTRY. Takes one of the VM's region ports.
         notify: told, a line at a time, of what takes long (building the image or a template), and of VMs that boot
             though others are cloned.
 
@@ -204,7 +208,7 @@ class Testbed:
         return region
 
     def control(self, domain: str) -> str:
-        """Make the control link of a VM, and plug it, or of a host process. Returns its address, for IDC_CONTROL.
+        """Make the control region of a VM, and plug it, or of a host process. Returns its address, for IDC_CONTROL.
 
         Raises:
             SpecError: this testbed has no broker.
@@ -214,26 +218,42 @@ class Testbed:
             raise SpecError("this testbed has no broker", hint="Testbed(broker=True), or a [broker] table")
         region = self._started().control(domain)
         self.regions[region.name] = region
-        if domain not in self.vms:
-            return f"member:{region.socket(domain)}/{brokers.CHANNEL}"
-        vm = self.vms[domain]
-        plug(vm, region)
-        address = f"ivshmem:{region.name}/{brokers.CHANNEL}"
-        vm.agent.environment[CONTROL] = address
-        return address
+        if domain in self.vms:
+            plug(self.vms[domain], region)
+            self.vms[domain].agent.environment.update(self.environment(domain))
+        return self.environment(domain)[CONTROL]
+
+    def environment(self, domain: str) -> dict[str, str]:
+        """What the programs of a domain find broker and registry by. Raises SpecError if it has no control region."""
+        region = self.regions.get(control_region.PREFIX + domain)
+        if region is None:
+            raise SpecError(f"{domain!r} has no control region", hint=f"control({domain!r}) makes it")
+        place = f"ivshmem:{region.name}" if domain in self.vms else f"member:{region.socket(domain)}"
+        return {CONTROL: f"{place}/{brokers.CHANNEL}", REGISTRY: f"{place}/{registries.CHANNEL}"}
+
+    @property
+    def registry_address(self) -> str:
+        """Where a host process reaches the registry as the host, for `idc.registry.Registry(open_port(...))`.
+
+        Raises SpecError: this testbed has none.
+        """
+        if self._broker is None:
+            raise SpecError("this testbed has no registry", hint="Testbed(broker=True), or a [broker] table")
+        return f"unix:{self._started().registry_socket}"
 
     def broker_status(self) -> dict[str, Any] | None:
         """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""
         return None if self._broker is None or self._service is None else self._service.broker_status()
 
     def _started(self) -> RegionService:
-        """The region service, with the broker if there is to be one."""
+        """The region service, with broker and registry if there are to be."""
         if self._service is None:
             service = RegionService(self.run.directory, self.run.env)
             service.start()
             self._service = service
             if self._broker is not None:
                 service.start_broker(*self._broker.options)
+                service.start_registry()
         return self._service
 
     def link(self, a: Vm, b: Vm, *, name: str = "", size: int = LINK_BYTES,

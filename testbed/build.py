@@ -109,7 +109,9 @@ def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] 
                             f"echo nameserver {resolver} > /etc/resolv.conf")
     for name in topology.processes:
         if topology.broker is not None and name in (topology.broker.members or ()):
-            notify(f"process {name}: IDC_CONTROL={bed.control(name)}")
+            bed.control(name)
+            variables = " ".join(f"{key}={value}" for key, value in bed.environment(name).items())
+            notify(f"process {name}: {variables}")
     for name, region in topology.regions.items():
         bed.region(region.spec(name), plug_in=region.plug, doorbells=region.plan() or None)
 

@@ -21,7 +21,19 @@ import images
 from host.errors import HostError
 from idc.errors import IdcError
 from testbed import accel as accelerators
-from testbed import cli_bench, cli_image, cli_look, cli_snapshot, cli_up, cli_vm, control, demo, registry, ship
+from testbed import (
+    cli_bench,
+    cli_image,
+    cli_look,
+    cli_registry,
+    cli_snapshot,
+    cli_up,
+    cli_vm,
+    control,
+    demo,
+    registry,
+    ship,
+)
 from testbed.bed import Testbed
 from testbed.cli_common import Ended
 from testbed.errors import TestbedError, VmError
@@ -55,6 +67,7 @@ app.command()(cli_look.bundle)
 app.add_typer(cli_up.config, name="config")
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_snapshot.app, name="snapshot")
+app.add_typer(cli_registry.app, name="registry")
 app.command()(cli_bench.bench)
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]

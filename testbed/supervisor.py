@@ -170,7 +170,8 @@ class Supervisor:
                  "addresses": [member.ip for member in net.members]} for name, net in bed.networks.items()]
         return {"name": self.topology.name, "pid": os.getpid(), "started": self.started, "accel": bed.verdict.accel,
                 "reason": bed.verdict.reason, "directory": str(bed.run.directory), "image": bed.image.label,
-                "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets, "broker": _broker(bed)}
+                "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets, "broker": _broker(bed),
+                "registry": None if self.topology.broker is None else bed.registry_address}
 
 
 def _broker(bed: Testbed) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from host import broker as brokers
+from host import control_region
 from host.errors import RegionError
 from host.ivshmem.detour import Doorbells
 from host.region import RegionSpec
@@ -233,7 +233,8 @@ class NetworkTable(Table):
 
 
 class BrokerTable(Table):
-    """A broker, see docs/broker.md. `members`: VMs and processes that get a control link to it, None for all of them;
+    """A broker and a registry, see docs/broker.md and docs/registry.md. `members`: VMs and processes that get a control
+    region, which leads to both, None for all of them;
     `patience`: seconds that an owner has to answer; `piece`: bytes that are copied before the next domain's turn.
     """
 
@@ -395,11 +396,13 @@ class _Resolver:
         self._members("[broker] members", members)
         if broker.patience <= 0:
             self._fail("[broker] patience", f"{broker.patience:g} is no time to answer in; take seconds above 0")
-        if brokers.MEMBER in known:
-            self._fail("[broker]", f"{brokers.MEMBER!r} is the broker's own name; call that domain otherwise")
+        for name in control_region.RESERVED:
+            if name in known:
+                self._fail("[broker]", f"{name!r} is a name of the host's own; call that domain otherwise")
         for name in (*given.regions, *given.links, *given.buses):
-            if name.startswith(brokers.PREFIX):
-                self._fail(self._region_table(name), f"names that begin with {brokers.PREFIX!r} are the control links'")
+            if name.startswith(control_region.PREFIX):
+                self._fail(self._region_table(name),
+                           f"names that begin with {control_region.PREFIX!r} are the control links'")
         return broker.model_copy(update={"members": tuple(members)})
 
     def _check_vm(self, name: str, vm: Machine) -> None:

@@ -11,11 +11,7 @@ from typing import Final
 MEMBER: Final = "broker"
 #: The channel of a control region that its endpoint uses.
 CHANNEL: Final = "control"
-#: What the name of a control region begins with; the domain's name follows.
-PREFIX: Final = "control-"
 #: Bytes of a message slot of it: the longest frame and the slot's header fit.
 SLOT_BYTES: Final = 512
 #: Bytes of each direction's ring: 256 slots, more than the quotas of either side need.
 RING_BYTES: Final = 256 * SLOT_BYTES
-#: Bytes of a control region.
-REGION_BYTES: Final = 1 << 19

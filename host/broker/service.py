@@ -19,7 +19,8 @@ from host.broker.checks import Denied, Domain, Span
 from host.broker.custody import Custody
 from host.broker.desk import Desk
 from host.broker.directory import Directory
-from host.broker.links import Links
+from host.broker.links import Link
+from host.controls import Links
 from host.errors import HostError, ServerError
 from idc.buffers.memory import copy_memory
 from idc.errors import MisuseError
@@ -64,7 +65,7 @@ class Service:
         self.desk = Desk(self, limits)
         self.directory = Directory(server)
         self.custody = Custody(self.directory.open, most_regions)
-        self.links = Links(self.desk, self._incarnation)
+        self.links = Links(lambda known, name: Link(known, name, self.desk, self._incarnation), log)
         self._control = control
         self._listener = wire.listen(control, socket.SOCK_SEQPACKET)
         self._callers: dict[int, socket.socket] = {}

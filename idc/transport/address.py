@@ -3,6 +3,7 @@
     local:NAME                 two endpoints of one process
     tcp-listen:HOST:PORT       TCP, no shared memory
     tcp-dial:HOST:PORT
+    unix:PATH                  a host process: a server's Unix socket
     ivshmem:REGION/CHANNEL     in a VM: the region's device, through VFIO
     member:SOCKET/CHANNEL      a host process: the member's socket of the region server
 
@@ -25,6 +26,7 @@ _SCHEMES: dict[str, str] = {
     "local": "idc.transport.local:port",
     "tcp-listen": "idc.transport.tcp:listen_port",
     "tcp-dial": "idc.transport.tcp:dial_port",
+    "unix": "idc.transport.unix:port",
     "ivshmem": "guest.ivshmem:port",
     "member": "host.ivshmem.client:port",
 }

@@ -101,6 +101,10 @@ class SharedPort:
         spin: seconds to poll before sleeping; see `idc.ring`.
         release: called once when the port is closed; by default the region is closed.
 
+    Attributes:
+        channel: its name.
+        peer: name of the member at the other end.
+
     Raises:
         NotConnectedError: the region has no such channel for this member.
     """
@@ -109,13 +113,14 @@ class SharedPort:
                  release: Callable[[], None] | None = None) -> None:
         self.regions = (region,)
         self._region = region
-        self._name = channel
         self._spin = spin
         self._release = region.close if release is None else release
         self._channel: MessageChannel | None = None
         self._current: SharedCarrier | None = None
         entry = MessageChannel.entry_of(region, channel)
         peer = entry.member_b if region.member == entry.member_a else entry.member_a
+        self.channel = channel
+        self.peer = region.header.members[peer].name
         self._presence = region.header.members[peer].word_offset
         self._waker = Waker(region.events[entry.data_vector])
         self._masked = 0
@@ -153,7 +158,7 @@ class SharedPort:
             last = self._current
             if last is not None and last.unread and time.monotonic() < last.closed_at + LINGER:
                 return False
-            self._channel = MessageChannel.begin(self._region, self._name)
+            self._channel = MessageChannel.begin(self._region, self.channel)
         return present and self._channel.peer_open
 
     def connection(self) -> SharedCarrier | None:

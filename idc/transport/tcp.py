@@ -193,8 +193,8 @@ class TcpCarrier:
         return self._socket.fileno() >= 0
 
 
-class _TcpPort:
-    """What both ends share."""
+class StreamPort:
+    """What all ends share that speak these frames over a stream socket; `_seek` is theirs."""
 
     regions = ()
     masking = NO_MASKING
@@ -247,7 +247,7 @@ class _TcpPort:
         self._poller.close()
 
 
-class ListenPort(_TcpPort):
+class ListenPort(StreamPort):
     """The end that is dialled.
 
     Args:
@@ -284,7 +284,7 @@ class ListenPort(_TcpPort):
         super().close()
 
 
-class DialPort(_TcpPort):
+class DialPort(StreamPort):
     """The end that dials, again and again until somebody listens.
 
     Args:

@@ -209,7 +209,7 @@ def test_a_broker_takes_a_port_of_each_member_and_prints_back() -> None:
     ("[links.fb]", "[broker]\npatience = 0.0\n[links.fb]", "[broker] patience: 0 is no time to answer in"),
     ("[links.fb]", "[broker]\npeace = '1M'\n[links.fb]", "[broker]: no such key 'peace'; did you mean 'piece'?"),
     ("[links.fb]", "[broker]\n[links.control-a]", "[links.control-a]: names that begin with 'control-' are"),
-    ("[vms.front]", "[broker]\n[vms.broker]\n[vms.front]", "[broker]: 'broker' is the broker's own name"),
+    ("[vms.front]", "[broker]\n[vms.broker]\n[vms.front]", "[broker]: 'broker' is a name of the host's own"),
     ("cpus = 2", "region_ports = 2\n[broker]",
      "[vms.back] region_ports: 2 are not enough for its 2 regions (ro, fb) and its control link"),
 ])

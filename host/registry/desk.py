@@ -1,0 +1,441 @@
+"""Requests of all domains, one of each in turn, and what becomes of them: the registry's logic with no I/O.
+
+    request ──▶ the seat's queue ──▶ read: answered from what is on disk
+                                 └─▶ change: done on the newest state ──▶ batch ──▶ disk ──▶ answered, watchers told
+
+There are two states: `head` has every change that was taken, `durable` those that are on disk; only the latter is ever
+shown. A domain's own requests are done in order: what it asks after a change waits until that is on disk. Others wait
+for nobody's disk. Depends on host.registry and idc.registry.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from host.registry import tree
+from host.registry.transactions import MUTATIONS, Open, answer, apply
+from host.registry.tree import Edit, Limits, Refused, State
+from host.registry.watches import Watch, Watches
+from idc.registry import frames
+from idc.registry.frames import HOST, Fault, FrameError, Op, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from host.registry.tree import Change, Effect
+
+    #: Answer of a request: error code (0 for none) and status.
+    Answer = Callable[[int, bytes], object]
+
+#: Operations that show what is there, and so wait for the domain's own changes.
+_SHOW: Final = frozenset({Op.READ, Op.LIST, Op.ACCESS, Op.BEGIN, Op.WATCH, Op.HELLO})
+
+
+class Outside(Protocol):
+    """What a seat needs of its link."""
+
+    def event(self, body: bytes, done: Callable[[], None]) -> bool:
+        """Send an event; False if the link takes no more now. `done`: it was taken, or the link is lost."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of one domain since the registry started.
+
+    Attributes:
+        requests: received.
+        refused: of them, answered with a fault.
+        changes: edits that are on disk.
+        events: told.
+        coalesced: changes that were told in the event of another.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    changes: int = 0
+    events: int = 0
+    coalesced: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One link: who is at the other end, and what it has open here."""
+
+    who: str
+    outside: Outside
+    session: bytes = b""
+    queue: deque[tuple[Request, Answer]] = field(default_factory=deque)
+    watches: dict[int, Watch] = field(default_factory=dict)
+    waiting: deque[Watch] = field(default_factory=deque)
+    transactions: dict[int, Open] = field(default_factory=dict)
+    last: int = 0
+    unsynced: int = 0
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An edit that is not on disk yet."""
+
+    effects: Sequence[Effect]
+    changes: Sequence[Change]
+    domains: dict[str, bytes] | None
+    seat: Seat | None
+    answer: Answer
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is to be written at once.
+
+    Attributes:
+        effects: of each edit.
+        domains: with them, if they have changed.
+        state: that it leads to.
+    """
+
+    effects: list[Sequence[Effect]]
+    domains: dict[str, bytes] | None
+    state: State
+    pending: list[_Pending]
+
+
+class Desk:
+    """All of it.
+
+    Args:
+        state: as it is on disk.
+        limits: of each domain.
+
+    Attributes:
+        counts: by domain.
+        durable: what is on disk, and so what is shown.
+    """
+
+    def __init__(self, state: State, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.counts: dict[str, Counts] = {}
+        self.durable = state
+        self._head = state
+        self._serial = 1
+        self._commits = 0
+        self._seats: list[Seat] = []
+        self._watches = Watches()
+        self._open: deque[Open] = deque()
+        self._pending: list[_Pending] = []
+        self._writing = False
+        self._ephemeral = _ephemeral(state)
+        self._orphans = set(self._ephemeral)
+
+    @property
+    def seats(self) -> Sequence[Seat]:
+        """The links there are."""
+        return self._seats
+
+    # -- who comes and goes
+
+    def admit(self, domain: str, uuid: bytes) -> None:
+        """There is a domain, known by the uuid of its control region: it has a home from now on."""
+        if self._head.domains.get(domain) != uuid:
+            self._by_host(lambda edit: edit.admit(domain, uuid))
+
+    def dismiss(self, domain: str) -> None:
+        """The domain is no more, and neither is anything that it owned."""
+        if domain in self._head.domains:
+            self._by_host(lambda edit: edit.dismiss(domain))
+
+    @property
+    def known(self) -> set[str]:
+        """Names of the domains that were admitted."""
+        return set(self._head.domains)
+
+    def arrive(self, who: str, outside: Outside) -> Seat:
+        """A link is connected."""
+        seat = Seat(who, outside, last=secrets.randbits(30))
+        self.counts.setdefault(who, Counts())
+        self._seats.append(seat)
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """Its connection is over: its watches, transactions and ephemeral nodes go. Idempotent."""
+        if seat.gone:
+            return
+        seat.gone = True
+        self._seats.remove(seat)
+        for watch in seat.watches.values():
+            self._watches.remove(watch)
+        for number in tuple(seat.transactions):
+            self._end(seat, number)
+        seat.queue.clear()
+        seat.watches.clear()
+        if not any((other.who, other.session) == (seat.who, seat.session) for other in self._seats):
+            self._vanish({(seat.who, seat.session)})
+
+    @property
+    def orphans(self) -> bool:
+        """Whether there are ephemeral nodes of those who are not here."""
+        return bool(self._orphans)
+
+    def remove_orphans(self) -> None:
+        """Remove the ephemeral nodes of those who have not come back since the registry started."""
+        here = {(seat.who, seat.session) for seat in self._seats}
+        self._vanish(self._orphans - here)
+        self._orphans.clear()
+
+    # -- requests
+
+    def request(self, seat: Seat, body: bytes, answered: Answer) -> None:
+        """Take a request as it came. It is answered once, now or later, unless the seat leaves before."""
+        counts = self.counts[seat.who]
+        counts.requests += 1
+
+        def told(error: int, status: bytes) -> None:
+            counts.refused += bool(error)
+            answered(error, status)
+
+        try:
+            seat.queue.append((frames.parse(body), told))
+        except FrameError as error:
+            told(Fault.MALFORMED, frames.reason(str(error)))
+
+    def work(self) -> bool:
+        """One request of each domain that has one that need not wait. Whether there was any."""
+        busy = False
+        for seat in tuple(self._seats):
+            if seat.queue and not (seat.unsynced and _shows(seat.queue[0][0])):
+                request, answered = seat.queue.popleft()
+                busy = True
+                try:
+                    status = self._do(seat, request, answered)
+                except Refused as refused:
+                    answered(refused.fault, frames.reason(str(refused)))
+                else:
+                    if status is not None:
+                        answered(0, status)
+        return busy
+
+    def _do(self, seat: Seat, request: Request, answered: Answer) -> bytes | None:
+        """The status; None if it is answered once it is on disk."""
+        op = request.op
+        if op is Op.COMMIT:
+            transaction = self._transaction(seat, request)
+            self._end(seat, request.transaction)
+            edit = transaction.commit(self._head, self._next_serial())
+            if not edit.effects:
+                return b""
+            self._take(edit, seat, answered)
+            return None
+        if op is Op.ABORT:
+            self._transaction(seat, request)
+            self._end(seat, request.transaction)
+            return b""
+        if request.transaction:
+            if op not in MUTATIONS and op not in (Op.READ, Op.LIST, Op.ACCESS):
+                raise Refused(Fault.MALFORMED, f"{op.name} is no operation of a transaction")
+            return self._transaction(seat, request).step(request)
+        if op in MUTATIONS:
+            edit = self._edit(seat)
+            apply(edit, request)
+            if not edit.effects:
+                return b""
+            self._take(edit, seat, answered)
+            return None
+        if op is Op.BEGIN:
+            return self._begin(seat)
+        if op is Op.WATCH:
+            return self._watch(seat, request)
+        if op is Op.UNWATCH:
+            return self._unwatch(seat, request)
+        if op is Op.HELLO:
+            return self._hello(seat, request.rest)
+        return answer(self.durable, seat.who, request)
+
+    def _hello(self, seat: Seat, session: bytes) -> bytes:
+        if seat.session not in (b"", session):
+            raise Refused(Fault.REFUSED, "this link has another session already")
+        seat.session = session
+        kept = (seat.who, session) in self._ephemeral
+        if seat.who != HOST:  # it has one link, so whatever had it before is no more
+            self._vanish({key for key in self._ephemeral if key[0] == seat.who and key[1] != session})
+        self._orphans.discard((seat.who, session))
+        return frames.pack_hello(seat.who, kept=kept)
+
+    def _begin(self, seat: Seat) -> bytes:
+        if len(seat.transactions) >= self.limits.transactions and seat.who != HOST:
+            raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.transactions)} transactions open, the quota")
+        seat.last = seat.last + 1 & 0xFFFFFFFF or 1
+        opened = Open(self.durable, seat.who, seat.session, self.limits, self._commits)
+        seat.transactions[seat.last] = opened
+        self._open.append(opened)
+        return frames.pack_number(seat.last)
+
+    def _transaction(self, seat: Seat, request: Request) -> Open:
+        try:
+            return seat.transactions[request.transaction]
+        except KeyError:
+            raise Refused(Fault.CONFLICT, "there is no such transaction any more: repeat it") from None
+
+    def _end(self, seat: Seat, number: int) -> None:
+        opened = seat.transactions.pop(number)
+        if not opened.expired:
+            self._open.remove(opened)
+
+    def _watch(self, seat: Seat, request: Request) -> bytes:
+        if (known := seat.watches.get(request.number)) is not None:
+            if known.path != request.path:
+                raise Refused(Fault.REFUSED, f"watch {request.number} is of another path")
+            return b""
+        if len(seat.watches) >= self.limits.watches and seat.who != HOST:
+            raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.watches)} watches, the quota")
+        watch = Watch(seat.who, request.number, request.path, request.path)
+        seat.watches[request.number] = watch
+        self._watches.add(watch)
+        seat.waiting.append(watch)
+        return b""
+
+    def _unwatch(self, seat: Seat, request: Request) -> bytes:
+        watch = seat.watches.pop(request.number, None)
+        if watch is None:
+            raise Refused(Fault.NOT_FOUND, f"there is no watch {request.number}")
+        self._watches.remove(watch)
+        watch.pending = ""
+        return b""
+
+    # -- changes
+
+    def _next_serial(self) -> int:
+        """Never one of before, also if what was done by it did not come to be."""
+        self._serial += 1
+        return self._serial
+
+    def _edit(self, seat: Seat) -> Edit:
+        return Edit(self._head, seat.who, seat.session, self._next_serial(), self.limits)
+
+    def _by_host(self, change: Callable[[Edit], None]) -> None:
+        edit = Edit(self._head, HOST, b"", self._next_serial(), self.limits)
+        change(edit)
+        self._take(edit, None, _nobody)
+
+    def _take(self, edit: Edit, seat: Seat | None, answered: Answer) -> None:
+        """The edit is part of the newest state, and is to be written."""
+        domains = dict(edit.state.domains) if edit.state.domains != self._head.domains else None
+        self._head = edit.state
+        self._commits += 1
+        while self._open and self._open[0].began < self._commits - self.limits.history:
+            self._open.popleft().expire()
+        for path, before, after in edit.changes:
+            if before is not None and before.session:
+                self._forget(before, path)
+            if after is not None and after.session:
+                self._ephemeral.setdefault((after.payer, after.session), set()).add(path)
+        self._pending.append(_Pending(edit.effects, edit.changes, domains, seat, answered))
+        if seat is not None:
+            seat.unsynced += 1
+
+    def _forget(self, node: tree.Node, path: str) -> None:
+        key = node.payer, node.session
+        paths = self._ephemeral[key]
+        paths.discard(path)
+        if not paths:
+            del self._ephemeral[key]
+
+    def _vanish(self, keys: set[tuple[str, bytes]]) -> None:
+        paths = [path for key in keys for path in self._ephemeral.get(key, ())]
+
+        def remove(edit: Edit) -> None:
+            for path in paths:
+                edit.rm(path)
+
+        if paths:
+            self._by_host(remove)
+
+    def batch(self) -> Batch | None:
+        """What is to be written next; None while the last one is being written, or if there is nothing."""
+        if self._writing or not self._pending:
+            return None
+        pending, self._pending = self._pending, []
+        self._writing = True
+        domains = next((one.domains for one in reversed(pending) if one.domains is not None), None)
+        return Batch([one.effects for one in pending], domains, self._head, pending)
+
+    def written(self, batch: Batch) -> None:
+        """It is on disk: those who wait for it are answered, and watchers told."""
+        self._writing = False
+        self.durable = batch.state
+        for one in batch.pending:
+            if one.seat is not None:
+                one.seat.unsynced -= 1
+                self.counts[one.seat.who].changes += 1
+            if one.seat is None or not one.seat.gone:
+                one.answer(0, b"")
+            noted = set(map(id, self._watches.note(one.changes)))
+            if noted:
+                self._mark(noted)
+
+    def failed(self, batch: Batch, error: str) -> None:
+        """It could not be written: nothing of it, nor of what came after it, has happened."""
+        self._writing = False
+        lost = [*batch.pending, *self._pending]
+        self._pending = []
+        self._head = self.durable
+        self._ephemeral = _ephemeral(self.durable)
+        self._orphans = self._ephemeral.keys() - {(seat.who, seat.session) for seat in self._seats}
+        for one in lost:
+            if one.seat is not None:
+                one.seat.unsynced -= 1
+                if not one.seat.gone:
+                    one.answer(Fault.FAILED, frames.reason(f"the registry cannot write: {error}"))
+
+    # -- events
+
+    def _mark(self, noted: set[int]) -> None:
+        for seat in self._seats:
+            waiting = set(map(id, seat.waiting))
+            seat.waiting += [watch for watch in seat.watches.values()
+                             if id(watch) in noted and not watch.told and id(watch) not in waiting]
+
+    def tell(self) -> bool:
+        """Send the events that wait, as far as their links take them. Whether there were any."""
+        busy = False
+        for seat in tuple(self._seats):
+            while seat.waiting and self._tell(seat, seat.waiting[0]):
+                seat.waiting.popleft()
+                busy = True
+        return busy
+
+    def _tell(self, seat: Seat, watch: Watch) -> bool:
+        if not watch.pending or watch.told:
+            return True
+        path, changes = watch.pending, watch.changes
+
+        def done() -> None:
+            watch.told = False
+            if watch.pending and not seat.gone:
+                seat.waiting.append(watch)
+
+        if not seat.outside.event(frames.pack_event(watch.number, changes, path), done):
+            return False
+        watch.take()
+        counts = self.counts[seat.who]
+        counts.events += 1
+        counts.coalesced += max(0, changes - 1)
+        return True
+
+
+def _shows(request: Request) -> bool:
+    return request.op in _SHOW and not request.transaction
+
+
+def _nobody(_error: int, _status: bytes) -> None:
+    """Nobody asked."""
+
+
+def _ephemeral(state: State) -> dict[tuple[str, bytes], set[str]]:
+    found: dict[tuple[str, bytes], set[str]] = {}
+    for path, node in tree.walk(state.root, "/"):
+        if node.session:
+            found.setdefault((node.payer, node.session), set()).add(path)
+    return found

@@ -1,0 +1,74 @@
+"""A transaction as its domain sees it. Depends on idc.registry.operations and idc.errors."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final, Self
+
+from idc.errors import ConflictError, IdcError, MisuseError, OutcomeUnknownError
+from idc.registry import frames
+from idc.registry.frames import Fault, Op, Request
+from idc.registry.operations import Operations, within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+_LOST: Final = "the link to the registry was lost since the transaction began: repeat it"
+
+
+class Transaction(Operations):
+    """Several operations as one, upon the tree as it was at the beginning.
+
+    A context manager: leaving it commits, unless an exception is on its way. Made by `Registry.transaction`.
+
+    Raises:
+        ConflictError: at the end, and at operations: others changed what it has read or written, or the link was lost;
+            nothing of it was done.
+        OutcomeUnknownError: at the end: the link was lost while it was committed.
+    """
+
+    def __init__(self, ask: Callable[[Request], bytes], wrote: Callable[[str, bytes | None], None],
+                 connections: Callable[[], int]) -> None:
+        self._ask_registry = ask
+        self._note = wrote
+        self._connections = connections
+        self._number = 0
+        self._began = 0
+        self._noted: list[tuple[str, bytes | None]] = []
+
+    def _ask(self, request: Request) -> bytes:
+        if not self._number:
+            raise MisuseError("this transaction is not open: use it in a with statement")
+        if self._connections() != self._began:
+            raise ConflictError(Fault.CONFLICT, _LOST)
+        try:
+            return self._ask_registry(within(request, self._number))
+        except OutcomeUnknownError:
+            if request.op is Op.COMMIT:
+                raise
+            raise ConflictError(Fault.CONFLICT, _LOST) from None
+
+    def _wrote(self, path: str, value: bytes | None) -> None:
+        self._noted.append((path, value))
+
+    def __enter__(self) -> Self:
+        if self._number:
+            raise MisuseError("this transaction is open already")
+        self._number = frames.parse_number(self._ask_registry(Request(Op.BEGIN)))
+        self._began = self._connections()
+        self._noted.clear()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._ask(Request(Op.COMMIT))
+                for path, value in self._noted:
+                    self._note(path, value)
+                return
+            with contextlib.suppress(IdcError):  # it is over anyway, and what is on its way says more
+                self._ask(Request(Op.ABORT))
+        finally:
+            self._number = 0
