@@ -44,6 +44,7 @@ MAGIC: Final = b"IDCREG1\n"
 FILE: Final = "tree"
 #: Bytes that the file may grow by before it is made anew.
 GROWTH: Final = 1 << 22
+_BESIDE: Final = ".new"
 #: Effects in one record of a whole tree.
 _CHUNK: Final = 256
 _RECORD: Final = struct.Struct("<II")
@@ -125,6 +126,7 @@ class Store:
         self.written += len(record)
 
     def _open(self) -> State:
+        self._path.with_suffix(_BESIDE).unlink(missing_ok=True)  # of one that was killed as it made the file anew
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
@@ -143,7 +145,7 @@ class Store:
 
     def _renew(self, state: State) -> None:
         """Write a whole tree beside the file, and put it in its place. Raises OSError; the file is as it was then."""
-        beside = self._path.with_suffix(".new")
+        beside = self._path.with_suffix(_BESIDE)
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             size = 0

@@ -43,11 +43,9 @@ class Watch:
         self.changes += 1
         self.pending = path if not self.pending else common(self.pending, path)
 
-    def take(self) -> tuple[str, int]:
-        """(path, changes) of the event that waits, which is on its way now."""
-        event = self.pending, self.changes
+    def take(self) -> None:
+        """The event that waits is on its way now."""
         self.pending, self.changes, self.told = "", 0, True
-        return event
 
 
 class Watches:
