@@ -272,10 +272,10 @@ class Desk:
             return b""
         if len(seat.watches) >= self.limits.watches and seat.who != HOST:
             raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.watches)} watches, the quota")
-        watch = Watch(seat.who, request.number, request.path, request.path)
+        watch = Watch(seat.who, request.number, request.path, request.path, seat.waiting)
         seat.watches[request.number] = watch
         self._watches.add(watch)
-        seat.waiting.append(watch)
+        watch.enqueue()
         return b""
 
     def _unwatch(self, seat: Seat, request: Request) -> bytes:
@@ -303,7 +303,7 @@ class Desk:
 
     def _take(self, edit: Edit, seat: Seat | None, answered: Answer) -> None:
         """The edit is part of the newest state, and is to be written."""
-        domains = dict(edit.state.domains) if edit.state.domains != self._head.domains else None
+        domains = dict(edit.state.domains) if edit.state.domains is not self._head.domains else None
         self._head = edit.state
         self._commits += 1
         while self._open and self._open[0].began < self._commits - self.limits.history:
@@ -351,9 +351,7 @@ class Desk:
             if one.seat is not None:
                 one.seat.unsynced -= 1
             one.answer(0, b"")
-            noted = set(map(id, self._watches.note(one.changes)))
-            if noted:
-                self._mark(noted)
+            self._watches.note(one.changes)
 
     def failed(self, batch: Batch, error: str) -> None:
         """It could not be written: nothing of it, nor of what came after it, has happened."""
@@ -370,18 +368,12 @@ class Desk:
 
     # -- events
 
-    def _mark(self, noted: set[int]) -> None:
-        for seat in self._seats:
-            waiting = set(map(id, seat.waiting))
-            seat.waiting += [watch for watch in seat.watches.values()
-                             if id(watch) in noted and not watch.told and id(watch) not in waiting]
-
     def tell(self) -> bool:
         """Send the events that wait, as far as their links take them. Whether there were any."""
         busy = False
         for seat in tuple(self._seats):
             while seat.waiting and self._tell(seat, seat.waiting[0]):
-                seat.waiting.popleft()
+                seat.waiting.popleft().queued = False
                 busy = True
         return busy
 
@@ -392,8 +384,8 @@ class Desk:
 
         def done() -> None:
             watch.told = False
-            if watch.pending and not seat.gone:
-                seat.waiting.append(watch)
+            if not seat.gone:
+                watch.enqueue()
 
         if not seat.outside.event(frames.pack_event(watch.number, changes, path), done):
             return False
