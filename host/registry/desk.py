@@ -10,6 +10,7 @@ for nobody's disk. Depends on host.registry and idc.registry.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     #: Answer of a request: error code (0 for none) and status.
     Answer = Callable[[int, bytes], object]
 
+log = logging.getLogger("host.registry")
+
 #: Operations that show what is there, and so wait for the domain's own changes.
 _SHOW: Final = frozenset({Op.READ, Op.LIST, Op.ACCESS, Op.BEGIN, Op.WATCH, Op.HELLO})
 
@@ -39,25 +42,6 @@ class Outside(Protocol):
 
     def event(self, body: bytes, done: Callable[[], None]) -> bool:
         """Send an event; False if the link takes no more now. `done`: it was taken, or the link is lost."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Of one domain since the registry started.
-
-    Attributes:
-        requests: received.
-        refused: of them, answered with a fault.
-        changes: edits that are on disk.
-        events: told.
-        coalesced: changes that were told in the event of another.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    changes: int = 0
-    events: int = 0
-    coalesced: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -111,13 +95,11 @@ class Desk:
         limits: of each domain.
 
     Attributes:
-        counts: by domain.
         durable: what is on disk, and so what is shown.
     """
 
     def __init__(self, state: State, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.counts: dict[str, Counts] = {}
         self.durable = state
         self._head = state
         self._serial = 1
@@ -155,8 +137,10 @@ class Desk:
     def arrive(self, who: str, outside: Outside) -> Seat:
         """A link is connected."""
         seat = Seat(who, outside, last=secrets.randbits(30))
-        self.counts.setdefault(who, Counts())
         self._seats.append(seat)
+        if tree.look(self.durable.root, frames.home(who)) is None and who in self._head.domains:
+            self._pending.append(_Pending((), (), None, seat, _nobody))  # it waits for its home to be on disk
+            seat.unsynced += 1
         return seat
 
     def leave(self, seat: Seat) -> None:
@@ -169,7 +153,8 @@ class Desk:
             self._watches.remove(watch)
         for number in tuple(seat.transactions):
             self._end(seat, number)
-        seat.queue.clear()
+        while seat.queue:
+            seat.queue.popleft()[1](Fault.FAILED, b"")  # to nobody: but its link waits for all to be answered
         seat.watches.clear()
         if not any((other.who, other.session) == (seat.who, seat.session) for other in self._seats):
             self._vanish({(seat.who, seat.session)})
@@ -188,18 +173,11 @@ class Desk:
     # -- requests
 
     def request(self, seat: Seat, body: bytes, answered: Answer) -> None:
-        """Take a request as it came. It is answered once, now or later, unless the seat leaves before."""
-        counts = self.counts[seat.who]
-        counts.requests += 1
-
-        def told(error: int, status: bytes) -> None:
-            counts.refused += bool(error)
-            answered(error, status)
-
+        """Take a request as it came. It is answered once, now or later, also if the seat leaves before."""
         try:
-            seat.queue.append((frames.parse(body), told))
+            seat.queue.append((frames.parse(body), answered))
         except FrameError as error:
-            told(Fault.MALFORMED, frames.reason(str(error)))
+            answered(Fault.MALFORMED, frames.reason(str(error)))
 
     def work(self) -> bool:
         """One request of each domain that has one that need not wait. Whether there was any."""
@@ -212,6 +190,10 @@ class Desk:
                     status = self._do(seat, request, answered)
                 except Refused as refused:
                     answered(refused.fault, frames.reason(str(refused)))
+                except Exception:
+                    # A mistake of ours, of which others must not feel anything. States are made whole or not at all.
+                    log.exception("a request of %s: %s", seat.who, request)
+                    answered(Fault.FAILED, frames.reason("the registry failed, see its log"))
                 else:
                     if status is not None:
                         answered(0, status)
@@ -290,10 +272,10 @@ class Desk:
             return b""
         if len(seat.watches) >= self.limits.watches and seat.who != HOST:
             raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.watches)} watches, the quota")
-        watch = Watch(seat.who, request.number, request.path, request.path)
+        watch = Watch(seat.who, request.number, request.path, request.path, seat.waiting)
         seat.watches[request.number] = watch
         self._watches.add(watch)
-        seat.waiting.append(watch)
+        watch.enqueue()
         return b""
 
     def _unwatch(self, seat: Seat, request: Request) -> bytes:
@@ -321,7 +303,7 @@ class Desk:
 
     def _take(self, edit: Edit, seat: Seat | None, answered: Answer) -> None:
         """The edit is part of the newest state, and is to be written."""
-        domains = dict(edit.state.domains) if edit.state.domains != self._head.domains else None
+        domains = dict(edit.state.domains) if edit.state.domains is not self._head.domains else None
         self._head = edit.state
         self._commits += 1
         while self._open and self._open[0].began < self._commits - self.limits.history:
@@ -368,12 +350,8 @@ class Desk:
         for one in batch.pending:
             if one.seat is not None:
                 one.seat.unsynced -= 1
-                self.counts[one.seat.who].changes += 1
-            if one.seat is None or not one.seat.gone:
-                one.answer(0, b"")
-            noted = set(map(id, self._watches.note(one.changes)))
-            if noted:
-                self._mark(noted)
+            one.answer(0, b"")
+            self._watches.note(one.changes)
 
     def failed(self, batch: Batch, error: str) -> None:
         """It could not be written: nothing of it, nor of what came after it, has happened."""
@@ -386,23 +364,16 @@ class Desk:
         for one in lost:
             if one.seat is not None:
                 one.seat.unsynced -= 1
-                if not one.seat.gone:
-                    one.answer(Fault.FAILED, frames.reason(f"the registry cannot write: {error}"))
+            one.answer(Fault.FAILED, frames.reason(f"the registry cannot write: {error}"))
 
     # -- events
-
-    def _mark(self, noted: set[int]) -> None:
-        for seat in self._seats:
-            waiting = set(map(id, seat.waiting))
-            seat.waiting += [watch for watch in seat.watches.values()
-                             if id(watch) in noted and not watch.told and id(watch) not in waiting]
 
     def tell(self) -> bool:
         """Send the events that wait, as far as their links take them. Whether there were any."""
         busy = False
         for seat in tuple(self._seats):
             while seat.waiting and self._tell(seat, seat.waiting[0]):
-                seat.waiting.popleft()
+                seat.waiting.popleft().queued = False
                 busy = True
         return busy
 
@@ -413,15 +384,12 @@ class Desk:
 
         def done() -> None:
             watch.told = False
-            if watch.pending and not seat.gone:
-                seat.waiting.append(watch)
+            if not seat.gone:
+                watch.enqueue()
 
         if not seat.outside.event(frames.pack_event(watch.number, changes, path), done):
             return False
         watch.take()
-        counts = self.counts[seat.who]
-        counts.events += 1
-        counts.coalesced += max(0, changes - 1)
         return True
 
 

@@ -61,7 +61,7 @@ class SeatLink(controls.Link):
 
         def answer(error: int, status: bytes) -> None:
             room = endpoint.peer_quotas.status_bytes
-            if len(status) > room:
+            if len(status) > room and endpoint.state is State.CONNECTED:
                 error, status = frames.Fault.REFUSED, frames.reason(f"the answer of {len(status)} bytes is longer than "
                                                                     f"the {room} that this domain accepts")[:room]
             transaction.complete(status, error)

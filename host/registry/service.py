@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from host import wire
 from host.broker.directory import Directory
-from host.controls import Links, control_regions, open_link
+from host.controls import RETRY, Links, control_regions, open_link
 from host.errors import ServerError
 from host.registry import CHANNEL, MEMBER
 from host.registry.desk import Desk
@@ -175,7 +175,7 @@ class Service:
             batch, why = done
             if why:
                 self.desk.failed(batch, why)
-                self._sync_at = 0.0  # homes that were to be made
+                self._sync_at = time.monotonic() + RETRY  # homes that were to be made
             else:
                 self.desk.written(batch)
         batch_next = self.desk.batch()

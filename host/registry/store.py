@@ -23,6 +23,7 @@ import logging
 import os
 import struct
 import threading
+import time
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -44,6 +45,9 @@ MAGIC: Final = b"IDCREG1\n"
 FILE: Final = "tree"
 #: Bytes that the file may grow by before it is made anew.
 GROWTH: Final = 1 << 22
+#: Seconds between two lines about a batch that could not be written.
+LOG_EVERY: Final = 1.0
+_BESIDE: Final = ".new"
 #: Effects in one record of a whole tree.
 _CHUNK: Final = 256
 _RECORD: Final = struct.Struct("<II")
@@ -125,6 +129,7 @@ class Store:
         self.written += len(record)
 
     def _open(self) -> State:
+        self._path.with_suffix(_BESIDE).unlink(missing_ok=True)  # of one that was killed as it made the file anew
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
@@ -143,7 +148,7 @@ class Store:
 
     def _renew(self, state: State) -> None:
         """Write a whole tree beside the file, and put it in its place. Raises OSError; the file is as it was then."""
-        beside = self._path.with_suffix(".new")
+        beside = self._path.with_suffix(_BESIDE)
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             size = 0
@@ -180,7 +185,7 @@ class Writer:
         self._wake = threading.Semaphore(0)
         self._batch: Batch | None = None
         self._done: tuple[Batch, str] | None = None
-        self._ended = False
+        self._log_after = 0.0
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -202,7 +207,6 @@ class Writer:
 
     def close(self) -> None:
         """Finish what is being written, and end."""
-        self._ended = True
         self._wake.release()
         self._thread.join()
         self._store.close()
@@ -219,7 +223,12 @@ class Writer:
                 self._store.write(batch)
             except OSError as error:
                 why = error.strerror or str(error)
-                log.warning("a batch could not be written: %s", why)
+                if time.monotonic() >= self._log_after:  # a full disk is not to be filled with this
+                    self._log_after = time.monotonic() + LOG_EVERY
+                    log.warning("a batch could not be written: %s", why)
+            except Exception as error:  # a mistake of ours: without this thread nothing would be answered any more
+                why = f"{type(error).__name__}: {error}"
+                log.exception("a batch could not be written")
             # The event first: whoever sees that it is done must find the event to take.
             os.eventfd_write(self._event, 1)
             self._done = batch, why

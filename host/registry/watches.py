@@ -13,6 +13,7 @@ from idc.registry import frames
 from idc.registry.frames import Permit
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterable
 
     from host.registry.tree import Change, Node
@@ -28,26 +29,35 @@ class Watch:
         path: at or below which changes count.
         pending: path of the event that waits; empty if none does.
         changes: that it stands for.
+        queue: of the watches of its link that have an event which waits, and none on its way.
         told: an event is on its way.
+        queued: it is in the queue.
     """
 
     who: str
     number: int
     path: str
     pending: str
+    queue: deque[Watch]
     changes: int = 0
     told: bool = False
+    queued: bool = False
 
     def add(self, path: str) -> None:
         """One more change."""
         self.changes += 1
         self.pending = path if not self.pending else common(self.pending, path)
+        self.enqueue()
 
-    def take(self) -> tuple[str, int]:
-        """(path, changes) of the event that waits, which is on its way now."""
-        event = self.pending, self.changes
+    def enqueue(self) -> None:
+        """Have the event that waits sent next, if there is one and none is on its way."""
+        if self.pending and not self.told and not self.queued:
+            self.queued = True
+            self.queue.append(self)
+
+    def take(self) -> None:
+        """The event that waits is on its way now."""
         self.pending, self.changes, self.told = "", 0, True
-        return event
 
 
 class Watches:
@@ -67,16 +77,13 @@ class Watches:
         if not there:
             del self._at[watch.path]
 
-    def note(self, changes: Iterable[Change]) -> list[Watch]:
-        """Tell those that watch what changed and may read it, or could; they have an event that waits now."""
-        found: dict[Watch, None] = {}
+    def note(self, changes: Iterable[Change]) -> None:
+        """Those that watch what changed, and may read it or could, have an event that waits now."""
         for change in changes:
             for path in _upwards(change.path):
                 for watch in self._at.get(path, ()):
                     if _readable(change.before, watch.who) or _readable(change.after, watch.who):
                         watch.add(change.path)
-                        found[watch] = None
-        return list(found)
 
 
 def common(one: str, other: str) -> str:

@@ -273,6 +273,8 @@ class Registry(Operations):
                 try:
                     if self._watches.get(watch.number) is watch:
                         watch.callback(event)
+                except Exception:  # the call that happens to run it has nothing to do with it
+                    log.exception("the callback of a watch of %s failed", watch.path)
                 finally:
                     message.complete()
         finally:

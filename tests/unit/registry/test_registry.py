@@ -116,6 +116,23 @@ def test_a_callback_may_call_the_registry_and_is_told_the_rest_in_one_event() ->
         assert seen == [(b"9", 0), (b"9", 9)]
 
 
+def test_a_callback_that_fails_is_logged_and_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    with bench() as here:
+        front = here.join("front")
+        events: list[Event] = []
+
+        def failing(event: Event) -> None:
+            events.append(event)
+            raise RuntimeError("mine")
+
+        front.watch("/domain/front", failing)
+        front.write("/domain/front/n", "1")
+        here.settle()
+        assert sum(event.changes for event in events) == 1
+        assert "the callback of a watch of /domain/front failed" in caplog.text
+        assert front.read("/domain/front/n") == b"1"
+
+
 def test_a_transaction_is_done_whole_or_not_at_all() -> None:
     with bench() as here:
         front, host = here.join("front"), here.join("host")
