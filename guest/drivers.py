@@ -111,7 +111,9 @@ def keep(registry_address: str, sockets: Path) -> int:
             os.execv(sys.executable, [sys.executable, "-m", "guest.drivers", *sys.argv[1:]])
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == os.EX_USAGE:
             return os.EX_USAGE
-        pause = FIRST_PAUSE if time.monotonic() - began >= GOOD_AFTER else min(2 * pause, LONGEST_PAUSE)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL  # by others: no fault of theirs
+        good = killed or time.monotonic() - began >= GOOD_AFTER
+        pause = FIRST_PAUSE if good else min(2 * pause, LONGEST_PAUSE)
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
         log.warning("the drivers ended by %s; again in %g s", how, pause)
         ready, _, _ = select.select([signals.read], [], [], pause)

@@ -81,13 +81,15 @@ class DomainProcess:
             time.sleep(0.005)
         return int(found[0])
 
-    def kill(self) -> None:
-        """SIGKILL to the drivers; their keeper starts others."""
-        os.kill(self.worker, signal.SIGKILL)
-
-    def reload(self) -> None:
+    def replace(self, how: str) -> None:
+        """"kill": SIGKILL to the drivers, and their keeper starts others; "reload": in order, the keeper too."""
+        before = self.worker
         assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
+        if how == "kill":
+            os.kill(before, signal.SIGKILL)
+        else:
+            self.process.send_signal(signal.SIGHUP)
+        until(lambda: self.worker != before)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from device_support import Bench, Stream, bench, until
@@ -16,6 +16,9 @@ from idc.device.states import State
 from idc.errors import DeniedError, MisuseError
 from idc.registry import Registry
 from idc.transport.address import open_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONNECTED = (State.CONNECTED, State.CONNECTED)
 CLOSED = (State.CLOSED, State.CLOSED)
@@ -91,9 +94,7 @@ def shake(count: int) -> None:
                     domain = here.domains[end]
                     for _ in range(count):
                         stream.go_on()
-                        before = domain.worker
-                        getattr(domain, what)()
-                        until(lambda: domain.worker != before)
+                        domain.replace(what)
                         stream.go_on()
         stream.check(path)
         until(lambda: here.states() == [CONNECTED])
@@ -122,7 +123,7 @@ def test_unloaded_and_loaded_again() -> None:
 
 def test_an_end_that_is_stopped_goes_on_where_it_was() -> None:
     with bench("front", "back") as here:
-        name, path = ledger(here)
+        name, _ = ledger(here)
         with here.program("front", "ledger-0") as program:
             stream = Stream(program)
             for end in ("back", "front"):
@@ -209,8 +210,8 @@ def test_bad_input_is_told_and_leaves_nothing() -> None:
 def test_a_back_end_that_never_comes() -> None:
     with bench("front", start=True) as here:
         here.add("back", start=False)
-        with pytest.raises(DeviceError, match=r"not connected after 1 s, and detached again; the front end in front says "
-                           r"initialising: attached; the back end in back says nothing: do drivers run there\?"):
+        with pytest.raises(DeviceError, match=r"not connected after 1 s, and detached again; the front end in front "
+                           r"says initialising: attached; the back end in back says nothing: do drivers run there\?"):
             here.controller.attach("echo", "front", "back", wait=1.0)
         nothing_left(here)
 
