@@ -112,12 +112,7 @@ class Controller:
             HostError, TestbedError: the region cannot be made or plugged.
             RegistryError, TimedOutError: of the registry.
         """
-        class_ = self._classes(kind)
-        what = f"device class {kind}"
-        values = options_of.parse(class_.options, texts, what) if texts else {}
-        given = options_of.fill(class_.options, options or {}, what)
-        values = given | {name: values[name] for name in texts or {}}
-        self._check_domains(front, back)
+        class_, values = self.check(kind, front, back, options, texts)
         name, record = self._reserve(kind, front, back, number, values)
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove, name.record)
@@ -130,6 +125,16 @@ class Controller:
                 self._await_met(name, record, wait)
             undo.pop_all()
         return self.see(name)
+
+    def check(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None,
+              texts: Mapping[str, str] | None = None) -> tuple[type[DeviceClass], dict[str, options_of.Value]]:
+        """The class, and all options. Raises MisuseError, DeviceError as `attach`; nothing is changed."""
+        class_ = self._classes(kind)
+        what = f"device class {kind}"
+        parsed = options_of.parse(class_.options, texts or {}, what)
+        values = options_of.fill(class_.options, options or {}, what)
+        self._check_domains(front, back)
+        return class_, values | {name: parsed[name] for name in texts or {}}
 
     def detach(self, name: Name, *, wait: float = PATIENCE, keep_link: bool = False) -> None:
         """Undo all that `attach` did.

@@ -198,5 +198,6 @@ def test_whatever_a_peer_publishes_is_read(value: bytes) -> None:
 def test_the_page_has_every_row() -> None:
     page = (Path(__file__).parents[3] / "docs/devices.md").read_text()
     rows = set(re.findall(r"^\| (\S+) \| ([\w-]+) \| [^|]+ \| ([\w-]+) \| (\w+) \|", page, re.MULTILINE))
-    assert rows == {(row.role.value if row.role else "both", row.state.value, row.then.value, row.action.value)
-                    for row in TABLE}
+    table = {(row.role.value if row.role else "both", row.state.value, row.then.value, row.action.value)
+             for row in TABLE}
+    assert rows - {("end", "state", "next", "action")} == table
