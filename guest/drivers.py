@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Final
 
 from idc.device import driver
 from idc.device.drivers import NAP, Drivers
-from idc.device.keys import address
 from idc.errors import IdcError, MisuseError
 from idc.registry import VARIABLE, Registry
+from idc.registry.services import address
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Keys of a device in the registry. No I/O. Depends on idc.registry.frames and idc.errors.
+"""Keys of a device in the registry. No I/O. Depends on idc.registry.frames.
 
 A device of class C with number N, whose front end is in domain F and whose back end in B:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from idc.device.states import Role
-from idc.errors import MisuseError
 from idc.registry.frames import home
 
 if TYPE_CHECKING:
@@ -82,20 +81,3 @@ def roles() -> Iterator[Role]:
     yield Role.FRONT
     yield Role.BACK
 
-
-def address(link: str, own: str) -> str:
-    """REGION/CHANNEL as an address of a domain whose link to the registry has the address `own`.
-
-    A domain reaches every region of its own in the way in which it reaches its control region. Raises MisuseError if
-    `own` is no address of a control region.
-    """
-    scheme, _, rest = own.partition(":")
-    region, slash, channel = link.partition("/")
-    if slash and region and channel:
-        if scheme == "ivshmem":
-            return f"ivshmem:{link}"
-        directory, _, socket = rest.rpartition("/")[0].rpartition("/")  # DIRECTORY/MEMBER@REGION.sock/CHANNEL
-        member, at, _ = socket.partition("@")
-        if scheme == "member" and at:
-            return f"member:{directory}/{member}@{region}.sock/{channel}"
-    raise MisuseError(f"a domain whose registry is at {own!r} cannot meet anybody at {link!r}")

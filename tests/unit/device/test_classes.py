@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from idc.device import BackDriver, DeviceClass, FrontDriver, Option, find, load
 from idc.device import options as options_of
-from idc.device.keys import address
 from idc.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -111,15 +110,6 @@ def test_texts_that_are_no_values(given: dict[str, str]) -> None:
 def test_what_is_kept_as_text_comes_back(values: dict[str, options_of.Value]) -> None:
     texts = {name: options_of.text(value) for name, value in values.items()}
     assert options_of.parse(OPTIONS, texts, "x") == options_of.fill(OPTIONS, dict(values), "x") == values
-
-
-def test_where_the_ends_meet() -> None:
-    assert address("link/device", "ivshmem:control-front/registry") == "ivshmem:link/device"
-    assert address("link/device", "member:/run/x/front@control-front.sock/registry") == (
-        "member:/run/x/front@link.sock/device")
-    for link, own in (("link", "ivshmem:control-front/registry"), ("a/b", "unix:/x"), ("a/b", "member:/x/registry")):
-        with pytest.raises(MisuseError):
-            address(link, own)
 
 
 def test_the_classes_that_come_with_this_tree_can_be_loaded() -> None:
