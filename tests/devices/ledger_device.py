@@ -21,6 +21,8 @@ class LedgerBack(BackDriver):
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
         os.write(self._file, transaction.parameters + b"\n")
         transaction.complete(transaction.parameters + b" noted")
+        if self.device.options["flap"]:
+            endpoint.disconnect("as it was told to")
 
     def drop(self) -> None:
         super().drop()
@@ -32,5 +34,6 @@ class LedgerBack(BackDriver):
 class Ledger(DeviceClass):
     name = "ledger"
     options: ClassVar = {"path": Option("/dev/null", "where numbers are noted"),
-                         "broken": Option(False, "fail")}
+                         "broken": Option(False, "fail"),
+                         "flap": Option(False, "end the connection after each answer")}
     back = LedgerBack

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
 
 import pytest
 from device_support import Bench, Stream, bench, until
+from region_support import descriptors
 
 from host.devices import DeviceError
 from idc.device.keys import Name
@@ -17,11 +19,12 @@ from idc.errors import DeniedError, MisuseError
 from idc.registry import Registry
 from idc.transport.address import open_port
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CONNECTED = (State.CONNECTED, State.CONNECTED)
 CLOSED = (State.CLOSED, State.CLOSED)
+#: Seconds between two connections, if the machine is fast enough.
+CONNECT_EVERY = 0.02
+#: What a process may grow by meanwhile, KB: interpreters take memory in pieces of this order.
+LEAK_KB = 4096
 #: Reloads and kills of each end.
 COUNT = 20
 
@@ -175,6 +178,60 @@ def test_two_devices_of_one_class_and_a_link_that_was_plugged_before() -> None:
         for seen in (again, second, other):
             here.controller.detach(seen.name)
         nothing_left(here)
+
+
+def test_connecting_and_disconnecting_leaks_nothing() -> None:
+    cycle(500, 20)
+
+
+@pytest.mark.soak
+def test_connecting_and_disconnecting_for_a_minute_leaks_nothing() -> None:
+    cycle(3000, 500)
+
+
+def cycle(connections: int, devices: int) -> None:
+    """Connections of one device, 50 a second if the machine does so many, and devices attached and detached."""
+    with bench("front", "back") as here:
+        name = here.controller.attach("ledger", "front", "back", {"flap": True}).name
+
+        def connect(count: int) -> None:
+            begun = time.monotonic()
+            for number in range(count):
+                with here.program("front", "ledger-0") as program:
+                    assert program.transact(b"x", timeout=10) == b"x noted"
+                time.sleep(max(0.0, begun + number * CONNECT_EVERY - time.monotonic()))
+
+        def attach(count: int) -> None:
+            for number in range(count):
+                seen = here.controller.attach("echo", "front", "back", number=str(number % 3))
+                here.controller.detach(seen.name, keep_link=number % 2 == 0)
+            here.controller.drop_spares()
+
+        connect(50)
+        attach(8)
+        before = held(here)
+        connect(connections)
+        attach(devices)
+        until(lambda: here.states() == [CONNECTED])
+        after = held(here)
+        for who, (files, threads, kilobytes) in after.items():
+            assert files <= before[who][0], who
+            assert threads <= before[who][1], who
+            assert kilobytes < before[who][2] + LEAK_KB, who
+        here.controller.detach(name)
+        nothing_left(here)
+
+
+def held(here: Bench) -> dict[str, tuple[int, int, int]]:
+    """Open files, threads and KB of resident memory of all processes that take part."""
+    pids = {"registry": here.service.registry_pid, "server": here.service.server_pid,
+            "holder": here.service.holder_pid, "controller": os.getpid()}
+    pids |= {name: domain.worker for name, domain in here.domains.items()}
+    found = {}
+    for who, pid in pids.items():
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        found[who] = descriptors(pid), int(status["Threads"]), int(status["VmRSS"].split()[0])
+    return found
 
 
 def test_bad_input_is_told_and_leaves_nothing() -> None:
