@@ -330,6 +330,10 @@ class RegionService:
             raise RegionError(f"no region {name!r} (there are: {', '.join(regions) or 'none'})")
         return {member: (int(m["incarnation"]), bool(m["present"])) for member, m in regions[name].items()}
 
+    def regions(self) -> list[str]:
+        """Names of all regions that are served. Raises ServerError."""
+        return list(self._call({"op": "list"})["regions"])
+
     def ring(self, name: str, member: str, vector: int = 0) -> None:
         """Ring a vector of an rw member, as the host (vector 0: look at the header page)."""
         self._call({"op": "ring", "region": name, "member": member, "vector": vector})

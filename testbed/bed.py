@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from testbed.accel import Verdict, Wish
+    from testbed.devices import Devices
     from testbed.faults import DoorbellPlan
 
 Boot = Literal["auto", "warm", "cold"]
@@ -125,6 +126,7 @@ class Testbed:
         self._broker = (BrokerSpec() if broker is True else broker) or None
         self._notify = notify
         self._templates: dict[str, Template] = {}
+        self._devices: Devices | None = None
         self._detours: dict[str, tuple[Region, dict[str, faults.Detour]]] = {}
 
     def spec(self, name: str, *, memory_mib: int = 256, **fields: Any) -> VmSpec:  # noqa: ANN401 - any field of VmSpec
@@ -240,6 +242,21 @@ class Testbed:
         if self._broker is None:
             raise SpecError("this testbed has no registry", hint="Testbed(broker=True), or a [broker] table")
         return f"unix:{self._started().registry_socket}"
+
+    @property
+    def devices(self) -> Devices:
+        """Attaches and detaches devices."""
+        # Late: it plugs by this module's functions.
+        from testbed.devices import Devices
+
+        if self._devices is None:
+            self._devices = Devices(self)
+        return self._devices
+
+    def drop(self, name: str) -> None:
+        """Stop serving a region that is plugged into no VM any more. Raises ServerError."""
+        self._started().drop(name)
+        del self.regions[name]
 
     def broker_status(self) -> dict[str, Any] | None:
         """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""

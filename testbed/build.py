@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+#: Seconds that the drivers of a device at the start have to start and to meet.
+DEVICE_SECONDS = 120.0
+
 
 def _quiet(_: str) -> None:
     """Tell nobody."""
@@ -114,6 +117,12 @@ def populate(bed: Testbed, topology: Topology, *, notify: Callable[[str], None] 
             notify(f"process {name}: {variables}")
     for name, region in topology.regions.items():
         bed.region(region.spec(name), plug_in=region.plug, doorbells=region.plan() or None)
+    for name, device in topology.devices.items():
+        # An end in a host process comes when that runs its drivers.
+        here = {device.frontend, device.backend} <= bed.vms.keys()
+        notify(f"attaching device {name}" + ("" if here else "; it is connected when drivers run in its host process"))
+        bed.devices.attach(device.kind, device.frontend, device.backend, device.options, number=device.number,
+                           wait=DEVICE_SECONDS if here else None)
 
 
 def vm_spec(bed: Testbed, name: str, vm: Machine) -> VmSpec:

@@ -23,6 +23,7 @@ from idc.errors import IdcError
 from testbed import accel as accelerators
 from testbed import (
     cli_bench,
+    cli_devices,
     cli_image,
     cli_look,
     cli_registry,
@@ -61,6 +62,9 @@ app.command(context_settings=cli_vm.REST)(cli_vm.ssh)
 app.command("ssh-proxy", hidden=True)(cli_vm.ssh_proxy)
 app.command()(cli_vm.plug)
 app.command()(cli_vm.unplug)
+app.command()(cli_devices.attach)
+app.command()(cli_devices.detach)
+app.command()(cli_devices.devices)
 app.command()(cli_look.doctor)
 app.command()(cli_look.dump)
 app.command()(cli_look.bundle)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from host import wire
 from host.errors import RegionError
+from idc.device.keys import Name
 from testbed import within
 from testbed.bed import plug, plugged, unplug
+from testbed.devices import shown
 from testbed.errors import SpecError
 from testbed.relay import Relay
 from testbed.ship import Job
@@ -229,6 +231,27 @@ def qmp(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any
     return {"answer": _vm(bed, request).qmp(str(request["command"]), request.get("arguments"), timeout=5.0)}
 
 
+def attach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
+    """Attach a device: {class, frontend, backend, options, number, wait}, options as text. Replies {device}."""
+    seen = bed.devices.attach(str(request["class"]), str(request["frontend"]), str(request["backend"]),
+                              texts=request["options"], number=str(request["number"]), wait=request["wait"])
+    return {"device": shown(seen)}
+
+
+def detach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
+    """Detach a device: {class, frontend, number, wait}, number "" for the only one. Replies {device}, its name."""
+    with bed.devices.controller() as controller:
+        number, kind, front = str(request["number"]), str(request["class"]), str(request["frontend"])
+        name = Name(kind, front, number) if number else controller.find(kind, front)
+        controller.detach(name, wait=float(request["wait"]))
+    return {"device": str(name)}
+
+
+def devices(bed: Testbed, _caller: Caller, _request: dict[str, Any]) -> dict[str, Any]:
+    """List devices. Replies {devices}."""
+    return {"devices": [shown(seen) for seen in bed.devices.list()]}
+
+
 OPERATIONS: dict[str, Operation] = {
     "exec": execute,
     "push": push,
@@ -240,4 +263,7 @@ OPERATIONS: dict[str, Operation] = {
     "unplug": unplug_region,
     "memory": memory,
     "qmp": qmp,
+    "attach": attach,
+    "detach": detach,
+    "devices": devices,
 }

@@ -18,19 +18,33 @@ import itertools
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from host import control_region
 from host.errors import RegionError
 from host.ivshmem.detour import Doorbells
 from host.region import RegionSpec
+from idc.errors import MisuseError
 from idc.layout import ChannelSpec, Kind, Rights
 from testbed.errors import SpecError
 from testbed.qemu_args import DEFAULT_QEMU
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 #: A bus has a channel for each pair of its members, and a header page has room for 24: seven members.
@@ -81,10 +95,11 @@ class Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: object) -> object:
+        names = [field.alias or name for name, field in cls.model_fields.items()]
         for key in data if isinstance(data, dict) else ():
-            if key not in cls.model_fields:
+            if key not in names:
                 raise PydanticCustomError("unknown_key", "no such key {key}{hint}", {
-                    "key": repr(key), "hint": nearest(str(key), cls.model_fields)})
+                    "key": repr(key), "hint": nearest(str(key), names)})
         return data
 
 
@@ -243,6 +258,23 @@ class BrokerTable(Table):
     piece: Size = MIB
 
 
+class DeviceTable(Table):
+    """A device that is attached at the start, see docs/devices.md: `class`, domains of the two ends, options of the
+    class; `number` tells it from others of the class with the same front end.
+    """
+
+    kind: Text = Field(alias="class")
+    frontend: Text
+    backend: Text
+    options: dict[str, Any] = {}
+    number: Text = ""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = dict(dump(self))
+        return {"class" if key == "kind" else key: value for key, value in data.items()}
+
+
 class Topology(Table):
     """A whole testbed. `processes` are host processes that join regions by themselves, as members beside the VMs.
     `boot` says how VMs start, as in `testbed.bed.Boot`.
@@ -259,6 +291,7 @@ class Topology(Table):
     buses: dict[str, Bus] = {}
     networks: dict[str, NetworkTable] = {}
     broker: BrokerTable | None = None
+    devices: dict[str, DeviceTable] = {}
     processes: tuple[Text, ...] = ()
 
     def as_toml(self, *, everything: bool = True) -> str:
@@ -382,6 +415,7 @@ class _Resolver:
         for name, network in given.networks.items():
             self._check_network(name, network)
         brokered = () if broker is None or broker.members is None else broker.members
+        self._devices(brokered)
         vms = {name: self._ports(name, vm, regions, controlled=name in brokered) for name, vm in given.vms.items()}
         return given.model_copy(update={"name": given.name or "testbed", "vms": vms, "regions": regions, "links": {},
                                         "buses": {}, "broker": broker})
@@ -404,6 +438,32 @@ class _Resolver:
                 self._fail(self._region_table(name),
                            f"names that begin with {control_region.PREFIX!r} are the control links'")
         return broker.model_copy(update={"members": tuple(members)})
+
+    def _devices(self, controlled: Sequence[str]) -> None:
+        given = self._given
+        seen: dict[tuple[str, str, str, str], str] = {}
+        for name, device in given.devices.items():
+            where = f"[devices.{name}]"
+            if given.broker is None:
+                self._fail(where, "devices need a registry; write a [broker] table, which may be empty")
+            for key, domain in (("frontend", device.frontend), ("backend", device.backend)):
+                self._members(f"{where} {key}", (domain,))
+                if domain not in controlled:
+                    self._fail(f"{where} {key}", f"{domain!r} has no control link; name it in [broker] members")
+            if device.frontend == device.backend:
+                self._fail(f"{where} backend", f"{device.backend!r} is the front end too; a device is between two")
+            key_ = (device.kind, device.frontend, device.backend, device.number)
+            if key_ in seen:
+                self._fail(where, f"[devices.{seen[key_]}] is the same device; give one of them another number")
+            seen[key_] = name
+            # Late: it loads the code of devices, which a topology without any has no use for.
+            from idc.device import find
+            from idc.device.options import fill
+
+            try:
+                fill(find(device.kind).options, device.options, f"device class {device.kind}")
+            except MisuseError as error:
+                self._fail(where, str(error))
 
     def _check_vm(self, name: str, vm: Machine) -> None:
         where = f"[vms.{name}]"
@@ -502,9 +562,10 @@ class _Resolver:
             self._fail(f"{where} mtu", f"{network.mtu} is not 576 to 65521")
 
     def _ports(self, name: str, vm: Machine, regions: dict[str, RegionTable], *, controlled: bool) -> Machine:
-        """Root ports enough, and large enough, for the regions that this VM may map, and a control link."""
+        """Root ports enough, and large enough, for the regions that this VM may map, devices, and a control link."""
         mine = {region: table for region, table in regions.items() if name in table.members}
-        needed = len(mine) + controlled
+        devices = [table for table in self._given.devices.values() if name in (table.frontend, table.backend)]
+        needed = len(mine) + controlled + len(devices)
         ports = max(4, needed) if vm.region_ports is None else vm.region_ports
         largest = max((table.size for table in mine.values()), default=0)
         room = max(256 * MIB, largest) if vm.region_port is None else vm.region_port
@@ -513,8 +574,9 @@ class _Resolver:
             self._fail(f"{where} region_ports", f"{ports} is not 0 to 28, which is what q35's bus has room for")
         if needed > ports:
             control = " and its control link" if controlled else ""
+            attached = f", its {len(devices)} devices" if devices else ""
             self._fail(f"{where} region_ports", f"{ports} are not enough for its {len(mine)} regions "
-                       f"({', '.join(mine)}){control}")
+                       f"({', '.join(mine)}){attached}{control}")
         if room & (room - 1) or room < MIB:
             self._fail(f"{where} region_port", f"{size_text(room)} is no power of two from 1M")
         for region, table in mine.items():

@@ -34,6 +34,7 @@ class SeatLink(controls.Link):
     def __init__(self, port: Port, desk: Desk, who: str) -> None:
         self._desk = desk
         self._seat: Seat | None = None
+        self._open: set[IncomingTransaction] = set()
         messages = frames.DOMAIN_ACCEPTS.messages
         super().__init__(port, who, Resources(frames.REGISTRY_ACCEPTS, requests=0, messages=messages), log)
 
@@ -42,6 +43,9 @@ class SeatLink(controls.Link):
         if self._seat is not None:
             self._desk.leave(self._seat)
             self._seat = None
+        # The desk answers no one who has left, and an endpoint takes no new connection while it holds a transaction.
+        while self._open:
+            self._open.pop().complete()
 
     @property
     def over(self) -> bool:
@@ -64,8 +68,11 @@ class SeatLink(controls.Link):
             if len(status) > room and endpoint.state is State.CONNECTED:
                 error, status = frames.Fault.REFUSED, frames.reason(f"the answer of {len(status)} bytes is longer than "
                                                                     f"the {room} that this domain accepts")[:room]
-            transaction.complete(status, error)
+            if transaction in self._open:
+                self._open.remove(transaction)
+                transaction.complete(status, error)
 
+        self._open.add(transaction)
         self._desk.request(self._seat, transaction.parameters, answer)
 
     # -- what the desk wants

@@ -177,6 +177,10 @@ class Registry(Operations):
         if self._watches.pop(watch.number, None) is not None:
             self._send_again(Request(Op.UNWATCH, number=watch.number), _ignore)
 
+    def forget(self, path: str) -> None:
+        """Do not write ephemeral nodes at or below a path again after a lost link: others have removed them."""
+        self._wrote(path, None)
+
     # -- driving it
 
     def pump(self, timeout: float = 0.0) -> bool:

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from device_support import install
 
 from host.ivshmem.detour import Doorbells
 from testbed import build
@@ -217,3 +218,49 @@ def test_mistakes_about_the_broker(good: str, bad: str, message: str) -> None:
     with pytest.raises(TopologyError) as caught:
         resolve(parse(tomllib.loads(GOOD.replace(good, bad, 1))))
     assert str(caught.value).startswith(f"topology: {message}")
+
+
+DEVICE = """[broker]
+[devices.words]
+class = "echo"
+frontend = "front"
+backend = "back"
+options = { times = 2 }
+[links.fb]"""
+
+
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site")))
+
+
+@pytest.mark.usefixtures("classes")
+def test_a_device_takes_a_port_of_each_end_and_prints_back() -> None:
+    text = GOOD.replace("[links.fb]", DEVICE).replace("cpus = 2", "cpus = 2\nregion_ports = 4")
+    resolved = resolve(parse(tomllib.loads(text)))
+    assert resolved.devices["words"].options == {"times": 2}
+    assert resolve(parse(tomllib.loads(resolved.as_toml()))) == resolved
+    assert parse(resolved.model_dump()) == resolved
+
+
+@pytest.mark.usefixtures("classes")
+@pytest.mark.parametrize(("good", "bad", "message"), [
+    ('class = "echo"', 'class = "ekho"', "[devices.words]: there is no device class 'ekho' here (there are: "),
+    ('class = "echo"', 'kind = "echo"', "[devices.words]: no such key 'kind'"),
+    ('class = "echo"\n', "", "[devices.words] class: is missing"),
+    ("times = 2", 'times = "2"', "[devices.words]: device class echo, option times: '2' is no int"),
+    ("times = 2", "time = 2", "[devices.words]: device class echo has no option 'time'; did you mean 'times'?"),
+    ('backend = "back"', 'backend = "bakc"', "[devices.words] backend: 'bakc' is no VM of this testbed; did you mean"),
+    ('backend = "back"', 'backend = "front"', "[devices.words] backend: 'front' is the front end too"),
+    ("[broker]", "", "[devices.words]: devices need a registry; write a [broker] table"),
+    ("[broker]", "[broker]\nmembers = ['back']", "[devices.words] frontend: 'front' has no control link"),
+    ("[links.fb]", "[devices.again]\nclass = 'echo'\nfrontend = 'front'\nbackend = 'back'\n[links.fb]",
+     "[devices.again]: [devices.words] is the same device; give one of them another number"),
+])
+def test_mistakes_about_devices(good: str, bad: str, message: str) -> None:
+    text = GOOD.replace("[links.fb]", DEVICE)
+    assert good in text
+    with pytest.raises(TopologyError) as caught:
+        resolve(parse(tomllib.loads(text.replace(good, bad, 1))))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

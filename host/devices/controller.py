@@ -1,0 +1,372 @@
+"""Attaches devices and detaches them. All that it must remember is in the registry, so that it can be killed.
+
+    attach   check ─▶ record ─▶ region: a spare link of the two domains, or made and plugged ─▶ keys of both ends
+    detach   "close" in both ends' keys ─▶ both closed ─▶ keys removed ─▶ region unplugged and dropped ─▶ record removed
+
+Whatever fails on the way is undone, in reverse. It authorises and plugs; that the ends find each other is their own
+business (`idc.device.states`). Depends on host.devices, idc.device and idc.registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from host.devices import records
+from host.devices.records import Link, Record
+from host.errors import HostError
+from host.region import RegionSpec
+from idc.device import find
+from idc.device import options as options_of
+from idc.device.classes import CHANNEL
+from idc.device.keys import Name
+from idc.device.states import Role, State, Step, parse
+from idc.errors import ConflictError, DeniedError, NoSuchKeyError
+from idc.layout import Rights
+from idc.registry import Permissions, Permit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from host.devices.plugger import Plugger
+    from idc.device import DeviceClass
+    from idc.registry import Event, Registry
+    from idc.registry.operations import Operations
+
+#: Seconds that the ends have to meet, and to close.
+PATIENCE: Final = 30.0
+#: Seconds that the ends have to close of a device that was not attached in the end.
+CLOSING: Final = 5.0
+#: Whose a link is that could not be unplugged from both domains.
+LEFT: Final = "left"
+_NUMBER: Final = re.compile(r"[0-9]{1,4}")
+
+log = logging.getLogger("host.devices")
+
+
+class DeviceError(HostError):
+    """A device cannot be attached or detached; the text says what is wrong and what to do. Nothing is half done."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A device as `testbed devices` shows it.
+
+    Attributes:
+        name: of it.
+        record: the host's.
+        front, back: steps of the two ends, the newest first; none of an end whose domain says nothing.
+    """
+
+    name: Name
+    record: Record
+    front: tuple[Step, ...]
+    back: tuple[Step, ...]
+
+    @property
+    def states(self) -> tuple[State, State]:
+        """Of front end and back end."""
+        return _state(self.front), _state(self.back)
+
+
+class Controller:
+    """See the module's text.
+
+    Args:
+        registry: a link as the host; the caller's.
+        plugger: plugs regions.
+        classes: finds a device class by name; raises MisuseError.
+    """
+
+    def __init__(self, registry: Registry, plugger: Plugger,
+                 classes: Callable[[str], type[DeviceClass]] = find) -> None:
+        self._registry = registry
+        self._plugger = plugger
+        self._classes = classes
+        records.prepare(registry)
+
+    # -- what can be asked
+
+    def attach(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None, *,
+               texts: Mapping[str, str] | None = None, number: str = "", wait: float | None = PATIENCE) -> Seen:
+        """Attach a device to two domains that may be running.
+
+        Args:
+            kind: name of a device class.
+            front, back: domains.
+            options: by name.
+            texts: the same as text, from a command line.
+            number: tells it from other devices of the class with that front end; by default the first that is free.
+            wait: seconds that the ends have to meet, else it is detached again; None returns at once, and they meet
+                whenever drivers run at both.
+
+        Raises:
+            MisuseError: there is no such class, or it has no such options.
+            DeviceError: no such domain, it is attached already, or the ends have not met in time.
+            HostError, TestbedError: the region cannot be made or plugged.
+            RegistryError, TimedOutError: of the registry.
+        """
+        class_, values = self.check(kind, front, back, options, texts)
+        name, record = self._reserve(kind, front, back, number, values)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove, name.record)
+            region = self._take_link(class_, name, record)
+            undo.callback(self._give_up_link, region)
+            record = Record(back, record.options, region, record.id)
+            self._write_keys(name, record)
+            if wait is not None:
+                undo.callback(self._close, name, record, "the ends have not met in time", CLOSING, force=True)
+                self._await_met(name, record, wait)
+            undo.pop_all()
+        return self.see(name)
+
+    def check(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None,
+              texts: Mapping[str, str] | None = None) -> tuple[type[DeviceClass], dict[str, options_of.Value]]:
+        """The class, and all options. Raises MisuseError, DeviceError as `attach`; nothing is changed."""
+        class_ = self._classes(kind)
+        what = f"device class {kind}"
+        parsed = options_of.parse(class_.options, texts or {}, what)
+        values = options_of.fill(class_.options, options or {}, what)
+        self._check_domains(front, back)
+        return class_, values | {name: parsed[name] for name in texts or {}}
+
+    def detach(self, name: Name, *, wait: float = PATIENCE, keep_link: bool = False) -> None:
+        """Undo all that `attach` did.
+
+        Args:
+            name: of the device.
+            wait: seconds that the ends have to close; an end that says nothing counts as closed.
+            keep_link: the region stays plugged, as a spare link of the same two domains.
+
+        Raises:
+            DeviceError: there is none, or an end does not close: it can be called again.
+            HostError, TestbedError: a VM does not let go of the region: it can be called again.
+        """
+        record = records.device(self._registry, name)
+        if record is None:
+            raise DeviceError(f"there is no device {name}{self._known()}")
+        late = self._close(name, record, "detached", wait)
+        if late:
+            raise DeviceError(f"device {name}: the {late} does not close within {wait:g} s; is its domain stuck? "
+                              "Detach again, or end the domain")
+        if record.link:
+            if keep_link:
+                self._mark_link(record.link, "")
+            else:
+                self._drop_link(record.link)
+        self._remove(name.record)
+
+    def spare(self, kind: str, front: str, back: str) -> str:
+        """Plug a link that a device of that class between those two domains, and no others, will use. Its region."""
+        class_ = self._classes(kind)
+        self._check_domains(front, back)
+        return self._plug(class_, front, back, "")
+
+    def drop_spares(self) -> None:
+        """Unplug all links that no device uses."""
+        for region, link in list(records.links(self._registry)):
+            if link.device in ("", LEFT):
+                self._drop_link(region)
+
+    def devices(self) -> list[Seen]:
+        """All that are attached."""
+        return [self.see(name) for name, _ in list(records.devices(self._registry))]
+
+    def see(self, name: Name) -> Seen:
+        """One. Raises DeviceError if it is not attached."""
+        record = records.device(self._registry, name)
+        if record is None:
+            raise DeviceError(f"there is no device {name}{self._known()}")
+        return Seen(name, record, self._steps(name, record, Role.FRONT), self._steps(name, record, Role.BACK))
+
+    def find(self, kind: str, front: str, back: str = "") -> Name:
+        """The only device of that class with that front end, and back end if it is given. Raises DeviceError."""
+        found = [name for name, record in records.devices(self._registry)
+                 if (name.kind, name.front) == (kind, front) and back in ("", record.back)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            numbers = ", ".join(name.number for name in found)
+            raise DeviceError(f"{front} has {len(found)} {kind} devices: say which by its number ({numbers})")
+        raise DeviceError(f"{front} has no {kind} device" + (f" with {back}" if back else "") + self._known())
+
+    # -- within
+
+    def _known(self) -> str:
+        names = ", ".join(str(name) for name, _ in records.devices(self._registry))
+        return f" (there are: {names or 'none'})"
+
+    def _check_domains(self, front: str, back: str) -> None:
+        known = self._plugger.domains()
+        for end, domain in (("frontend", front), ("backend", back)):
+            if domain not in known:
+                raise DeviceError(f"{end} {domain!r} is no domain with a control region (there are: "
+                                  f"{', '.join(sorted(known)) or 'none'})")
+        if front == back:
+            raise DeviceError(f"frontend and backend are both {front!r}: a device is between two domains")
+
+    def _reserve(self, kind: str, front: str, back: str, number: str,
+                 values: dict[str, options_of.Value]) -> tuple[Name, Record]:
+        """Write the record, which nobody else can write after that. Raises DeviceError if there is one."""
+        if number and not _NUMBER.fullmatch(number):
+            raise DeviceError(f"{number!r} is no number of a device: up to four digits")
+        record = Record(back, values, "", secrets.token_hex(8))
+        while True:
+            try:
+                with self._registry.transaction() as transaction:
+                    name = self._name(transaction, kind, front, back, number)
+                    transaction.write(name.record, record.pack())
+                return name, record
+            except ConflictError:
+                continue
+
+    def _name(self, registry: Operations, kind: str, front: str, back: str, number: str) -> Name:
+        taken = {name.number: record for name, record in records.devices(registry)
+                 if (name.kind, name.front) == (kind, front)}
+        for there, record in taken.items():
+            if there == number or (not number and record.back == back):
+                raise DeviceError(f"a {kind} device of {front} with {record.back} is attached already, number {there}"
+                                  + ("" if number else "; give another number for one more"))
+        return Name(kind, front, number or next(str(n) for n in range(10000) if str(n) not in taken))
+
+    def _take_link(self, class_: type[DeviceClass], name: Name, record: Record) -> str:
+        """A link of the two domains for the device; the record names it, so that no crash loses it."""
+        layout, owner = _layout(class_, name.front, record.back), name.record
+        while True:
+            spare = next((region for region, link in records.links(self._registry)
+                          if (link.front, link.back, link.layout, link.device)
+                          == (name.front, record.back, layout, "")), None)
+            if spare is None:
+                return self._plug(class_, name.front, record.back, owner)
+            try:
+                with self._registry.transaction() as transaction:
+                    there = transaction.get(f"{records.LINKS}/{spare}")
+                    if there is None or json.loads(there)["device"]:
+                        continue
+                    records.write_link(transaction, spare, Link(name.front, record.back, layout, owner))
+                return spare
+            except ConflictError:
+                continue
+
+    def _plug(self, class_: type[DeviceClass], front: str, back: str, device: str) -> str:
+        region = f"dev-{class_.name}-{secrets.token_hex(4)}"
+        channels = class_.channels(front, back)
+        spec = RegionSpec(region, class_.size(channels), {front: Rights.RW, back: Rights.RW}, channels)
+        records.write_link(self._registry, region, Link(front, back, _layout(class_, front, back), device))
+        try:
+            self._plugger.plug(spec)
+        except BaseException:
+            self._remove(f"{records.LINKS}/{region}")
+            raise
+        return region
+
+    def _give_up_link(self, region: str) -> None:
+        try:
+            self._drop_link(region)
+        except Exception:
+            # What is on its way says more. No device gets this link; `drop_spares` tries again.
+            log.exception("region %s stays plugged", region)
+            self._mark_link(region, LEFT)
+
+    def _mark_link(self, region: str, device: str) -> None:
+        for name, link in list(records.links(self._registry)):
+            if name == region:
+                records.write_link(self._registry, region, Link(link.front, link.back, link.layout, device))
+
+    def _drop_link(self, region: str) -> None:
+        self._plugger.unplug(region)
+        self._remove(f"{records.LINKS}/{region}")
+
+    def _write_keys(self, name: Name, record: Record) -> None:
+        """All at once: an end sees either nothing or everything."""
+
+        def write(t: Operations) -> None:
+            for role in Role:
+                path = name.path(role, record.back)
+                domain, peer = (name.front, record.back) if role is Role.FRONT else (record.back, name.front)
+                if t.exists(path):
+                    t.rm(path)  # of a device that ended badly
+                t.mkdir(path)
+                t.set_permissions(path, Permissions(domain, Permit.NOTHING, ((peer, Permit.READ),)))
+                t.write(f"{path}/{'backend' if role is Role.FRONT else 'frontend'}", peer)
+                t.write(f"{path}/link", f"{record.link}/{CHANNEL}")
+                for option, value in record.options.items():
+                    t.write(f"{path}/options/{option}", options_of.text(value))
+                t.write(f"{path}/id", record.id)
+            t.write(name.record, record.pack())
+
+        self._registry.transact(write)
+
+    def _close(self, name: Name, record: Record, why: str, wait: float, *, force: bool = False) -> str:
+        """Have both ends close, and remove their keys. Which end has not closed in time; empty if both have, or if that
+        makes no difference.
+        """
+        paths = {role: name.path(role, record.back) for role in Role}
+        for path in paths.values():
+            with contextlib.suppress(NoSuchKeyError):
+                if self._registry.exists(f"{path}/id"):
+                    self._registry.write(f"{path}/close", why)
+        late = self._await(name, record, wait, lambda seen: all(state is State.CLOSED for state in seen.states))
+        if late is not None and not force:
+            return " and the ".join(f"{role.value} end ({state.value})" for role, state
+                                    in zip((Role.FRONT, Role.BACK), late.states, strict=True)
+                                    if state is not State.CLOSED)
+        for path in paths.values():
+            self._remove(path)
+        return ""
+
+    def _await_met(self, name: Name, record: Record, wait: float) -> None:
+        late = self._await(name, record, wait, lambda seen: seen.states == (State.CONNECTED, State.CONNECTED))
+        if late is None:
+            return
+        parts = []
+        for role, domain, steps in ((Role.FRONT, name.front, late.front), (Role.BACK, record.back, late.back)):
+            said = f"{steps[0].state.value}: {steps[0].why}" if steps else "nothing: do drivers run there?"
+            parts.append(f"the {role.value} end in {domain} says {said}")
+        raise DeviceError(f"device {name} is not connected after {wait:g} s, and detached again; {'; '.join(parts)}")
+
+    def _await(self, name: Name, record: Record, wait: float, there: Callable[[Seen], bool]) -> Seen | None:
+        """Until that is so; if it is not in time, what is the case instead."""
+        deadline = time.monotonic() + wait
+        events: list[Event] = []
+        with contextlib.ExitStack() as held:
+            for role in Role:
+                watch = self._registry.watch(f"{name.path(role, record.back)}/state", events.append)
+                held.callback(watch.close)
+            while True:
+                events.clear()  # first: what changes while it is read is read again
+                seen = Seen(name, record, self._steps(name, record, Role.FRONT), self._steps(name, record, Role.BACK))
+                if there(seen):
+                    return None
+                while not events:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return seen
+                    self._registry.pump(min(left, 0.5))
+
+    def _steps(self, name: Name, record: Record, role: Role) -> tuple[Step, ...]:
+        try:
+            value = self._registry.get(f"{name.path(role, record.back)}/state")
+        except (DeniedError, NoSuchKeyError):
+            value = None
+        return tuple(parse(value)) if value else ()
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(NoSuchKeyError):
+            self._registry.rm(path)
+
+
+def _state(steps: tuple[Step, ...]) -> State:
+    return steps[0].state if steps else State.CLOSED
+
+
+def _layout(class_: type[DeviceClass], front: str, back: str) -> str:
+    channels = class_.channels(front, back)
+    return ",".join([str(class_.size(channels)), *(f"{c.name}:{c.kind.name}:{c.a}:{c.b}:{c.ring_bytes}:{c.slot_size}"
+                                                   for c in channels)])

@@ -1,0 +1,263 @@
+"""All drivers of a domain: kept in step with what the host writes into the domain's home, their states published there.
+
+    host writes keys ──▶ watch ──▶ ends made, closed      the other end's state ──▶ watch ──▶ the end looks
+                                   each end's state ──▶ its key, ephemeral, read by the other end and the host
+
+One thread; a domain has one link to the registry, so all its drivers are in the process that has it. While the
+registry is away the devices go on, and what has changed is published when it is back. Depends on idc.device,
+idc.registry.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from typing import TYPE_CHECKING, Final
+
+from idc.device import keys
+from idc.device.classes import find
+from idc.device.driver import SOCKETS
+from idc.device.end import End, Told
+from idc.device.states import Role, pack, parse
+from idc.endpoint import Completion, Result, State
+from idc.errors import DeniedError, IdcError, NoSuchKeyError, OutcomeUnknownError, QuotaError, TimedOutError
+from idc.registry.client import result_of
+from idc.registry.frames import Op, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from idc.device.classes import DeviceClass
+    from idc.registry import Registry, Watch
+
+#: Longest sleep, seconds; nothing depends on it but how soon a lost registry is looked for.
+NAP: Final = 0.5
+#: Pause before the registry is asked again that did not answer, seconds.
+AGAIN: Final = 0.2
+#: Seconds that the ends have to close when the drivers are unloaded.
+UNLOAD: Final = 5.0
+
+log = logging.getLogger("idc.device")
+
+
+class Drivers:
+    """The drivers of the domain whose link to the registry this is.
+
+    Args:
+        registry: the link; the caller's, who closes it after `unload`.
+        address: makes an address of this domain of REGION/CHANNEL.
+        sockets: directory for the sockets of front ends.
+        classes: finds a device class by name; raises MisuseError.
+
+    Attributes:
+        ends: by the path of their keys.
+    """
+
+    def __init__(self, registry: Registry, address: Callable[[str], str], sockets: Path = SOCKETS,
+                 classes: Callable[[str], type[DeviceClass]] = find) -> None:
+        self.ends: dict[str, End] = {}
+        self._registry = registry
+        self._address = address
+        self._sockets = sockets
+        self._classes = classes
+        self._scan: set[Role] = set()
+        self._scan_after = 0.0
+        self._look: set[str] = set()
+        self._watches: dict[str, Watch] = {}
+        self._stale: set[str] = set()
+        self._sent: set[str] = set()
+        self._domain = registry.domain
+        for role in keys.roles():
+            self._watch_all(role)
+
+    def _watch_all(self, role: Role) -> None:
+        self._registry.watch(keys.below(self._domain, role), lambda _: self._scan.add(role))
+
+    def work(self) -> bool:
+        """Do all that is due, without waiting. Whether there was anything."""
+        busy = self._registry.pump(0.0)
+        busy |= self._learn()
+        now = _now()
+        for path, end in tuple(self.ends.items()):
+            busy |= end.work(now)
+            if end.over and path in self._stale:
+                self._forget(path)
+                busy = True
+        return self._publish() or busy
+
+    def wait(self, timeout: float, *more: int) -> None:
+        """Sleep until there is something to do, one of the descriptors is readable, or `timeout` seconds are over."""
+        endpoints = [self._registry.endpoint]
+        fds = list(more)
+        for end in self.ends.values():
+            if end.driver is not None:
+                endpoints += end.driver.endpoints()
+                fds += end.driver.fds()
+        naps, poller = [timeout, NAP], select.poll()
+        for endpoint in endpoints:
+            if endpoint.state is State.DESTROYED:
+                continue
+            if not endpoint.arm():
+                return
+            if (patience := endpoint.patience) is not None:
+                naps.append(patience)
+            fds.append(endpoint.fileno())
+        clock = time.monotonic()
+        naps += [max(0.0, due - clock) for end in self.ends.values() if (due := end.due) is not None]
+        if self._scan or self._look:
+            naps.append(max(0.0, self._scan_after - clock))
+        for fd in fds:
+            poller.register(fd, select.POLLIN)
+        poller.poll(min(naps) * 1000)
+
+    def unload(self, why: str = "unloaded") -> None:
+        """Close all ends in order, as far as that can be done within UNLOAD seconds, and say so in their states."""
+        deadline = time.monotonic() + UNLOAD
+        for end in self.ends.values():
+            end.unwant(why)
+        while time.monotonic() < deadline:
+            now, busy = _now(), False
+            for end in self.ends.values():
+                busy |= end.work(now)
+            self._registry.pump(0.0 if busy else 0.005)
+            self._publish()
+            if all(end.over and not end.dirty for end in self.ends.values()) and not self._sent:
+                break
+        for end in self.ends.values():
+            end.kill()
+
+    # -- what the host and the other ends say
+
+    def _learn(self) -> bool:
+        """Read what was changed. Whether anything was read."""
+        if not (self._scan or self._look) or time.monotonic() < self._scan_after:
+            return False
+        if self._registry.endpoint.state is not State.CONNECTED:
+            return False  # each watch begins anew with the next connection
+        try:
+            while self._scan:
+                role = next(iter(self._scan))
+                self._scan.discard(role)  # first: what changes while it is read is read again
+                try:
+                    self._read_all(role)
+                except BaseException:
+                    self._scan.add(role)
+                    raise
+            while self._look:
+                path = self._look.pop()
+                try:
+                    self._read_peer(path)
+                except BaseException:
+                    self._look.add(path)
+                    raise
+        except (TimedOutError, OutcomeUnknownError, QuotaError) as error:
+            log.warning("the registry: %s", error)
+            self._scan_after = time.monotonic() + AGAIN
+        return True
+
+    def _read_all(self, role: Role) -> None:
+        base = keys.below(self._domain, role)
+        found: set[str] = set()
+        for parts in self._names(base, keys.depth(role)):
+            path = "/".join((base, *parts))
+            id_ = self._registry.get(f"{path}/id")
+            if id_ is None:
+                continue  # not attached, or not any more
+            found.add(path)
+            close = self._registry.get(f"{path}/close")
+            end = self.ends.get(path)
+            if end is None:
+                told = self._told(path, role, id_)
+                if told is not None and close is None:
+                    self._begin(path, End(keys.name_of(role, self._domain, parts), role, self._domain, told,
+                                          self._classes, self._sockets, _now()))
+            elif end.told.id != id_:
+                self._stale.add(path)
+                end.unwant("attached anew")
+            elif close is not None:
+                end.unwant(close.decode("utf-8", "replace") or "detached")
+        for path, end in self.ends.items():
+            if end.role is role and path not in found:
+                self._stale.add(path)
+                end.unwant("detached")
+
+    def _names(self, base: str, depth: int) -> list[tuple[str, ...]]:
+        try:
+            names = self._registry.list(base)
+        except NoSuchKeyError:
+            return []
+        if depth == 1:
+            return [(name,) for name in names]
+        return [(name, *rest) for name in names for rest in self._names(f"{base}/{name}", depth - 1)]
+
+    def _told(self, path: str, role: Role, id_: bytes) -> Told | None:
+        """None if it was removed as it was read."""
+        other = "backend" if role is Role.FRONT else "frontend"
+        try:
+            peer = self._registry.read(f"{path}/{other}").decode("ascii", "replace")
+            link = self._registry.read(f"{path}/link").decode("ascii", "replace")
+            texts = {}
+            for (name,) in self._names(f"{path}/options", 1):
+                texts[name] = self._registry.read(f"{path}/options/{name}").decode("utf-8", "replace")
+        except NoSuchKeyError:
+            return None
+        return Told(id_, peer, self._address(link), texts)
+
+    def _begin(self, path: str, end: End) -> None:
+        self._watches[path] = self._registry.watch(self._peer_path(end), lambda _: self._look.add(path))
+        self.ends[path] = end
+        self._look.add(path)
+
+    def _peer_path(self, end: End) -> str:
+        return f"{end.name.path(end.role.other, end.told.peer)}/state"
+
+    def _read_peer(self, path: str) -> None:
+        end = self.ends.get(path)
+        if end is None:
+            return
+        try:
+            value = self._registry.get(self._peer_path(end))
+        except DeniedError:  # the host has removed that end, or not made it yet
+            value = None
+        steps = parse(value) if value is not None else []
+        end.peer(steps[0].state if steps else None)
+
+    # -- what this domain says
+
+    def _forget(self, path: str) -> None:
+        """An end that is over, and whose keys the host has removed, or written anew."""
+        self._watches.pop(path).close()
+        self._registry.forget(path)
+        self._stale.discard(path)
+        self._look.discard(path)
+        self._scan.add(self.ends.pop(path).role)
+
+    def _publish(self) -> bool:
+        """Write what has changed. One write of an end is under way at a time, so that the last one stands."""
+        busy = False
+        for path, end in self.ends.items():
+            if not end.dirty or path in self._sent or path in self._stale:
+                continue
+
+            def done(completion: Completion, path: str = path, end: End = end) -> None:
+                self._sent.discard(path)
+                try:
+                    result_of(completion)
+                except OutcomeUnknownError:
+                    end.dirty = True
+                except IdcError as error:
+                    log.warning("%s: its state is not published: %s", path, error)
+
+            request = Request(Op.WRITE, f"{path}/state", rest=pack(end.machine.steps), ephemeral=True)
+            if self._registry.submit(request, done) is not Result.OK:
+                break
+            end.dirty = False
+            self._sent.add(path)
+            busy = True
+        return busy
+
+
+def _now() -> tuple[float, float]:
+    return time.time(), time.monotonic()

@@ -1,0 +1,175 @@
+"""Devices between the VMs and host processes of a testbed: plugging, drivers in the guests, classes of third parties.
+
+    devices = Devices(bed)
+    seen = devices.attach("echo", "front", "back", {"times": 2})
+    devices.detach(seen.name)
+
+What is attached is kept in the registry; nothing of it in here. Depends on testbed.bed and host.devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import tarfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from host import control_region
+from host.devices import Controller
+from idc.device.classes import GROUP
+from idc.device.driver import SOCKETS
+from idc.registry import Registry
+from idc.transport.address import open_port
+from testbed.bed import check_fits, plug, plugged, unplug
+from testbed.errors import SpecError, TestbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from host.devices import Seen
+    from host.region import RegionSpec
+    from idc.device.keys import Name
+    from testbed.bed import Testbed
+    from testbed.calls import Process
+    from testbed.vm import Vm
+
+#: Where a VM finds classes that are not in its image, and what its drivers log.
+CLASSES: Final = "/run/idc-devices"
+LOG: Final = "/run/idc-devices/log"
+#: Packages that are in every image.
+_THERE: Final = ("idc", "guest")
+
+
+class BedPlugger:
+    """See `host.devices.plugger.Plugger`. A member that is no VM of the testbed is a host process, which joins by
+    itself; a VM that is dead holds nothing.
+    """
+
+    def __init__(self, bed: Testbed) -> None:
+        self._bed = bed
+
+    def domains(self) -> Sequence[str]:
+        """See `Plugger`."""
+        prefix = control_region.PREFIX
+        return [name.removeprefix(prefix) for name in self._bed.regions if name.startswith(prefix)]
+
+    def plug(self, spec: RegionSpec) -> None:
+        """See `Plugger`."""
+        vms = self._vms(spec.members)
+        for vm in vms:
+            check_fits(vm, spec.name, spec.size)
+        region = self._bed.region(spec, plug_in=False)
+        try:
+            for vm in vms:
+                plug(vm, region)
+        except BaseException:
+            with contextlib.suppress(TestbedError):  # the first failure says more
+                self.unplug(spec.name)
+            raise
+
+    def unplug(self, name: str) -> None:
+        """See `Plugger`."""
+        region = self._bed.regions.get(name)
+        if region is None:
+            return
+        for vm in self._vms(member.name for member in region.header.members):
+            if vm.alive and plugged(vm, region):
+                unplug(vm, region)
+        self._bed.drop(name)
+
+    def _vms(self, names: Iterator[str] | Mapping[str, object]) -> list[Vm]:
+        return [self._bed.vms[name] for name in names if name in self._bed.vms]
+
+
+class Devices:
+    """All of it for one testbed. Its methods may be called by any thread, one at a time.
+
+    Raises, besides what each says, as `host.devices.Controller`; and SpecError for a testbed without a registry.
+    """
+
+    def __init__(self, bed: Testbed) -> None:
+        self._bed = bed
+        self._lock = threading.RLock()
+        self._drivers: dict[str, Process] = {}
+        self._shipped: set[tuple[str, str]] = set()
+
+    @contextlib.contextmanager
+    def controller(self) -> Iterator[Controller]:
+        """A controller with a link of its own to the registry."""
+        with self._lock, Registry(open_port(self._bed.registry_address)) as registry:
+            yield Controller(registry, BedPlugger(self._bed))
+
+    def attach(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None, *,
+               texts: Mapping[str, str] | None = None, number: str = "", wait: float | None = 30.0) -> Seen:
+        """See `Controller.attach`. Starts the drivers of those ends that are VMs, if they do not run there."""
+        with self.controller() as controller:
+            controller.check(kind, front, back, options, texts)
+            for domain in (front, back):
+                if domain in self._bed.vms:
+                    self.prepare(domain, kind)
+            return controller.attach(kind, front, back, options, texts=texts, number=number, wait=wait)
+
+    def detach(self, name: Name, *, wait: float = 30.0) -> None:
+        """See `Controller.detach`."""
+        with self.controller() as controller:
+            controller.detach(name, wait=wait)
+
+    def list(self) -> list[Seen]:
+        """All that are attached."""
+        with self.controller() as controller:
+            return controller.devices()
+
+    def prepare(self, domain: str, *kinds: str) -> None:
+        """Bring device classes into a VM, and start its drivers unless they run. Raises VmError."""
+        vm = self._bed.vms[domain]
+        with self._lock:
+            for kind in kinds:
+                if (domain, kind) not in self._shipped:
+                    vm.succeed(["mkdir", "-p", CLASSES])
+                    result = vm.execute(["tar", "-x", "-C", CLASSES], stdin=pack(kind))
+                    if result.exit_code:
+                        raise SpecError(f"device class {kind!r} cannot be brought into VM {domain}: {result.err}")
+                    self._shipped.add((domain, kind))
+            running = self._drivers.get(domain)
+            if running is None or running.poll() is not None:
+                command = f"exec python3 -m guest.drivers --path {CLASSES} --sockets {SOCKETS} >>{LOG} 2>&1"
+                self._drivers[domain] = vm.spawn(command)
+
+
+def shown(seen: Seen) -> dict[str, Any]:
+    """A device as plain data: both ends with their steps, the newest first."""
+    ends = {role: [{"state": step.state.value, "since": step.since, "why": step.why} for step in steps]
+            for role, steps in (("front", seen.front), ("back", seen.back))}
+    return {"class": seen.name.kind, "number": seen.name.number, "frontend": seen.name.front,
+            "backend": seen.record.back, "region": seen.record.link, "options": dict(seen.record.options), "ends": ends}
+
+
+def pack(kind: str) -> bytes:
+    """A tar file of what a guest needs for a class: its entry point, and its code unless that is in every image.
+
+    Raises SpecError if the code is no file of Python.
+    """
+    entry = next(entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == kind)
+    top = entry.module.partition(".")[0]
+    metadata = f"idc_device_{kind.replace('-', '_')}-0.dist-info"
+    files = {f"{metadata}/entry_points.txt": f"[{GROUP}]\n{kind} = {entry.value}\n".encode(),
+             f"{metadata}/METADATA": f"Metadata-Version: 2.1\nName: idc-device-{kind}\nVersion: 0\n".encode()}
+    if top not in _THERE:
+        spec = importlib.util.find_spec(top)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            raise SpecError(f"device class {kind!r}: {top} is no package or module of Python files")
+        origin = Path(spec.origin)
+        sources = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        base = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+        files |= {str(source.relative_to(base)): source.read_bytes() for source in sources}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()

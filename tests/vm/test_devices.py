@@ -1,0 +1,103 @@
+"""Devices between running VMs, by the commands of a user: a class that a third party brings, attached at run time."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from device_support import install
+
+from host.devices import DeviceError
+from idc.device.states import State
+from testbed.bed import Testbed
+from testbed.devices import LOG
+from testbed.errors import SpecError
+
+CONNECTED = (State.CONNECTED, State.CONNECTED)
+PROGRAM = """
+import sys
+from idc.domain import Service
+from idc.endpoint.blocking import Caller
+from idc.errors import OutcomeUnknownError
+from idc.transport.address import open_port
+
+device, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+unknown = []
+with Caller(open_port(f"unix:/run/idc/{device}"), Service(device).resources()) as program:
+    for number in range(first, last):
+        try:
+            answer = program.transact(b"%d " % number, timeout=60)
+        except OutcomeUnknownError:
+            unknown.append(number)
+        else:
+            assert answer == b"%d " % number * 2, (number, answer)
+        print(number, flush=True)
+print("unknown", *unknown)
+"""
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    classes = install(tmp_path_factory.mktemp("site") / "classes")
+    sys.path.insert(0, str(classes))
+    try:
+        with Testbed(broker=True) as bed:
+            bed.boot("front", "back")
+            yield bed
+    finally:
+        sys.path.remove(str(classes))
+
+
+def use(bed: Testbed, first: int, last: int, device: str = "echo-0") -> list[str]:
+    return bed.vms["front"].succeed(["python3", "-c", PROGRAM, device, str(first), str(last)], timeout=120).split()
+
+
+def nothing_left(bed: Testbed) -> None:
+    assert bed.devices.list() == []
+    for vm in bed.vms.values():
+        assert "dev-" not in vm.succeed("python3 -m guest.ivshmem")
+        assert not [device for device in vm.devices if "dev-" in device]
+    assert not [name for name in bed.regions if name.startswith("dev-")]
+
+
+def test_attached_to_running_vms_used_its_back_end_killed_and_detached(bed: Testbed) -> None:
+    seen = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
+    try:
+        assert seen.states == CONNECTED
+        assert use(bed, 0, 50)[-1] == "unknown"
+        program = bed.vms["front"].spawn(["python3", "-c", PROGRAM, "echo-0", "100", "400"])
+        bed.vms["back"].wait_until_succeeds(f"test -s {LOG}")
+        keeper = "$(pgrep -o -f 'python3 -m guest.drivers')"
+        bed.vms["back"].succeed(f"kill -9 $(pgrep -P {keeper})")
+        result = program.wait(120)
+        assert result.exit_code == 0, result.err
+        assert len(result.out.partition("unknown")[2].split()) <= 1  # it sends one after the other
+        assert use(bed, 500, 520)[-1] == "unknown"
+    except BaseException:
+        for name, vm in bed.vms.items():
+            sys.stderr.write(f"--- {name}\n{vm.succeed(f'cat {LOG}')}\n")
+        raise
+    finally:
+        bed.devices.detach(seen.name, wait=60)
+    nothing_left(bed)
+
+
+def test_no_free_port_leaves_nothing(bed: Testbed) -> None:
+    attached = []
+    try:
+        for number in range(3):  # the fourth port is the control region's
+            seen = bed.devices.attach("echo", "front", "back", number=str(number), wait=60)
+            attached.append(seen.name)
+        with pytest.raises(SpecError, match="all 4 region ports are taken"):
+            bed.devices.attach("echo", "front", "back", number="3")
+        assert [seen.states for seen in bed.devices.list()] == [CONNECTED] * 3
+        assert len([name for name in bed.regions if name.startswith("dev-")]) == 3
+    finally:
+        for name in attached:
+            bed.devices.detach(name, wait=60)
+    nothing_left(bed)
+
+
+def test_a_domain_that_is_not_there(bed: Testbed) -> None:
+    with pytest.raises(DeviceError, match="frontend 'fornt' is no domain"):
+        bed.devices.attach("echo", "fornt", "back")
+    nothing_left(bed)
