@@ -272,11 +272,11 @@ class Endpoint:
             self._trace.drain()
         self._trace = trace
         if self._session is not None:
-            self._session.trace = None if trace is None else trace.append
+            self._session.trace = None if trace is None else trace.note
         if trace is not None:
-            trace.state(self.state.value, self.reason)
             if self._carrier is not None:
                 trace.connected(self._carrier)
+            trace.state(self.state.value, self.reason)
 
     @property
     def outstanding(self) -> int:
@@ -431,7 +431,7 @@ class Endpoint:
         self._inbox.clear()
         if self._trace is not None:
             self._trace.connected(carrier)
-            session.trace = self._trace.append
+            session.trace = self._trace.note
         try:
             if carrier.capacity < needed:
                 raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
@@ -465,6 +465,8 @@ class Endpoint:
                 assert self._carrier is not None
                 taken = self._carrier.take(timeout)
                 if not taken:
+                    if self._trace is not None:
+                        self._trace.drain()
                     return False
                 inbox.extend(taken)
             while inbox and self.state is _CONNECTED:

@@ -19,16 +19,13 @@ from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolEr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from idc.trace.hook import Moment
-
     Done = Callable[[Completion], None]
 
 _SLOT_MASK: Final = 0xFFFF
 #: Bytes of a body from which on a copy costs more than to pass it beside its header.
 LONG: Final = 4096
 #: Of a moment in a trace; as in `idc.trace.hook`, which an endpoint without a trace does not load.
-POSTED: Final = 0
-RECEIVED: Final = 1
+RECEIVED: Final = 64
 # Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
 _OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
 _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
@@ -263,7 +260,7 @@ class Session:
         self.greeted = False
         self.over = False
         self.on_last: Callable[[], None] | None = None
-        self.trace: Callable[[Moment], None] | None = None
+        self.trace: Callable[[tuple[int, int, int]], None] | None = None
         self._requests = requests
         self._messages = messages
         self._asks = Slots(0) if asks is None else asks
@@ -302,7 +299,7 @@ class Session:
             return _BACK_PRESSURED
         tag = slots.take(done, ordered=ordered)
         if self.trace is not None:
-            self.trace((monotonic_ns(), POSTED, kind, tag))
+            self.trace((monotonic_ns(), kind, tag))
         try:
             if len(body) < LONG:
                 self._post(_pack(kind, 0, 0, tag) + body)
@@ -324,7 +321,7 @@ class Session:
         """See IncomingTransaction."""
         self._held_requests.discard(tag)
         if self.trace is not None:
-            self.trace((monotonic_ns(), POSTED, _REPLY, tag))
+            self.trace((monotonic_ns(), _REPLY, tag))
         if len(status) < LONG:
             return self._answer(_pack(_REPLY, 0, error, tag) + status)
         return self._answer(_pack(_REPLY, 0, error, tag), status)
@@ -333,14 +330,14 @@ class Session:
         """See IncomingMessage."""
         self._held_messages.discard(tag)
         if self.trace is not None:
-            self.trace((monotonic_ns(), POSTED, _DONE, tag))
+            self.trace((monotonic_ns(), _DONE, tag))
         return self._answer(_pack(_DONE, 0, 0, tag))
 
     def finish_ask(self, tag: int, body: bytes, code: int) -> Result:
         """See IncomingAsk."""
         self._held_asks.discard(tag)
         if self.trace is not None:
-            self.trace((monotonic_ns(), POSTED, Kind.ANSWER, tag))
+            self.trace((monotonic_ns(), int(Kind.ANSWER), tag))
         return self._answer(frames.encode(Kind.ANSWER, tag, body, code))
 
     def _answer(self, frame: bytes, body: bytes = b"") -> Result:
@@ -369,7 +366,7 @@ class Session:
         """
         kind, error, tag, body = frames.parse(frame)
         if self.trace is not None:
-            self.trace((monotonic_ns(), RECEIVED, kind, tag))
+            self.trace((monotonic_ns(), RECEIVED + kind, tag))
         if self.greeted:
             if kind == _REQUEST:
                 self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")

@@ -26,6 +26,8 @@ EVENT_BYTES: Final = HEADER_BYTES + PAYLOAD_BYTES
 PONG: Final = struct.Struct("<QQQ")
 #: Data of a SYNC: sent and answer received by the writer's clock, ping received and answer sent by the reader's; ns.
 SYNC: Final = struct.Struct("<QQQQ")
+#: Data of a CONNECT: what the flows of this end's submissions are derived from, and of the peer's.
+FLOWS: Final = struct.Struct("<QQ")
 #: Data of a counter.
 COUNTER: Final = struct.Struct("<q")
 _REST: Final = struct.Struct("<BBHB")
@@ -57,6 +59,7 @@ class Kind(enum.IntEnum):
     HANDLE = 10
     ANSWER = 11
     COMPLETE = 12
+    MOMENTS = 13
 
 
 _LAST_KIND: Final = max(Kind)

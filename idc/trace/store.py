@@ -3,7 +3,7 @@
 The file begins with MAGIC. A chunk is its kind (1 byte), 3 zero bytes, the length of its body and the CRC-32 of kind,
 length and body (4 bytes each, little-endian), and the body: ORIGIN (JSON: whose events these are), EVENTS (whole
 events) or END (why no more came, UTF-8). One file is one connection of one domain; none is ever appended to again.
-Depends on idc.trace.events.
+Depends on idc.trace.events and idc.trace.hook.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from idc.errors import MisuseError, ProtocolError
 from idc.trace import events
+from idc.trace.events import FLOWS, Kind
+from idc.trace.hook import expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,7 +240,18 @@ class TraceFile:
     _runs: list[tuple[int, int]] = field(default_factory=list)
 
     def events(self) -> Iterator[TraceEvent]:
-        """Those in whole chunks, in the order they were logged."""
+        """What happened, in the order of each lane: the moments of endpoints, each as an event of its own."""
+        flows: dict[int, tuple[int, int]] = {}
+        for event in self.logged():
+            if event.kind == Kind.CONNECT and len(event.data) == FLOWS.size:
+                flows[event.lane] = FLOWS.unpack(event.data)
+            if event.kind == Kind.MOMENTS:
+                yield from expand(event, flows.get(event.lane, (0, 0)))
+            else:
+                yield event
+
+    def logged(self) -> Iterator[TraceEvent]:
+        """Events as they were logged, of whole chunks."""
         rest = b""
         with self.path.open("rb") as file:
             for at, length in self._runs:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 MAX_LANES: Final = 1 << 16
 #: Shortest time between two calls of a sink's `due`, ns.
 DUE_NS: Final = 250_000_000
-#: Events encoded at a time: as many as the buffer holds.
-_BATCH: Final = events.EVENT_BYTES // HEADER_BYTES
 _SEQUENCE: Final = 0xFFFFFFFF
 
 
@@ -67,10 +65,11 @@ class Tracer:
         sequence: events logged so far, those that were dropped included.
         dropped: how many were.
         lock: held while something is logged.
+        shift: see above.
     """
 
     def __init__(self, sink: Sink, *, shift: int = 0) -> None:
-        self._shift = shift
+        self.shift = shift
         self.sequence = 0
         self.dropped = 0
         self._sink = sink
@@ -166,7 +165,7 @@ class Tracer:
 
     def clock(self) -> int:
         """The domain's monotonic clock, ns."""
-        return time.monotonic_ns() + self._shift
+        return time.monotonic_ns() + self.shift
 
     def log(self, type_: int, kind: int, lane: int, name: bytes = b"", data: bytes = b"", flow: int = 0,
             detail: int = 0, value: int = 0, at: int | None = None) -> bool:
@@ -189,32 +188,6 @@ class Tracer:
                 self._due = now + DUE_NS
                 self._sink.due(self, now)
             return True
-
-    def batch(self, lane: int, listed: list[tuple[int, int, int, int, int, int]]) -> None:
-        """Events without payload: (time by the unshifted clock, flow, type, kind, detail, value) each."""
-        with self.lock:
-            for at in range(0, len(listed), _BATCH):
-                self._batch(lane, listed[at:at + _BATCH])
-
-    def _batch(self, lane: int, listed: list[tuple[int, int, int, int, int, int]]) -> None:
-        length = len(listed) * HEADER_BYTES
-        if self._closed or self._unreported or not self._sink.has_room(length):
-            for time_, flow, type_, kind, detail, value in listed:
-                self.log(type_, kind, lane, b"", b"", flow, detail, value, time_ + self._shift)
-            return
-        buffer, shift, sequence, pack, at = self._buffer, self._shift, self.sequence, HEADER.pack_into, 0
-        for time_, flow, type_, kind, detail, value in listed:
-            pack(buffer, at, time_ + shift, flow, sequence & _SEQUENCE, lane, type_, kind, 0, 0, detail, value)
-            at += HEADER_BYTES
-            sequence += 1
-        if not self._put(length):
-            self.dropped += len(listed)
-            self._unreported += len(listed)
-        self.sequence = sequence
-        now = listed[-1][0] + shift if listed else 0
-        if now >= self._due:
-            self._due = now + DUE_NS
-            self._sink.due(self, now)
 
     def _drop(self) -> bool:
         self.dropped += 1

@@ -48,7 +48,7 @@ def load(file: TraceFile) -> Source:
     """Read all of it, and count what is not there."""
     source = Source(file, list(file.events()))
     expected = 0
-    for event in source.events:
+    for event in file.logged():
         gap = event.sequence - expected & 0xFFFFFFFF
         if event.kind == Kind.DROPPED:
             source.dropped += event.value

@@ -37,7 +37,7 @@ def event(time: int, kind: Kind = Kind.USER, type_: Type = Type.INSTANT, **field
     return TraceEvent(time, 0, 0, 0, type_, kind, b"", b"", 0, 0)._replace(**fields)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(st.lists(EVENT, min_size=1, max_size=25), st.lists(EVENT, max_size=25), st.booleans())
 @example([event(5, Kind.SUBMIT, flow=1), event(1, Kind.SUBMIT, flow=1)], [event(3, Kind.HANDLE, flow=1)], True)
 def test_whatever_domains_claim_the_file_keeps_the_rules(one: list[TraceEvent], two: list[TraceEvent],
