@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from trace_support import check_perfetto
 
 from idc.trace.events import COUNTER, SYNC, Kind, TraceEvent, Type, encode
-from idc.trace.store import StoreWriter
+from idc.trace.hook import MOMENT
+from idc.trace.store import StoreWriter, read
 from testbed.errors import SpecError
 from testbed.trace.align import load
 from testbed.trace.merge import merge
@@ -23,7 +24,8 @@ TIME = st.one_of(st.integers(0, 100), st.integers(0, 10 * SECOND), st.integers(0
 SMALL = st.integers(0, 3)
 EVENT = st.builds(TraceEvent, time=TIME, flow=SMALL, sequence=SMALL, lane=SMALL, type=st.sampled_from(list(Type)),
                   kind=st.sampled_from(list(Kind)), name=st.sampled_from([b"", b"a", b"\xff\x1b"]),
-                  data=st.one_of(st.binary(max_size=40), st.builds(SYNC.pack, TIME, TIME, TIME, TIME)),
+                  data=st.one_of(st.binary(max_size=40), st.builds(SYNC.pack, TIME, TIME, TIME, TIME),
+                                 st.builds(MOMENT.pack, TIME, st.sampled_from([4, 5, 68, 69, 200]), SMALL)),
                   detail=st.sampled_from([2, 4, 13, 200]), value=SMALL)
 
 
@@ -50,11 +52,11 @@ def test_whatever_domains_claim_the_file_keeps_the_rules(one: list[TraceEvent], 
         try:
             report = merge(paths, output)
         except SpecError as error:
-            if "never compared" not in error.message or output.exists():
+            if output.exists() or not any(why in error.message for why in ("never compared", "no events")):
                 raise
             return
         checked = check_perfetto(output)
-        assert sum(domain.events for domain in report.domains) == len(one) + len(two)
+        assert sum(domain.events for domain in report.domains) == sum(len(list(read(path).events())) for path in paths)
         assert len(checked.arrows()) == report.arrows
 
 
@@ -74,8 +76,6 @@ def test_a_tag_that_comes_again_is_joined_to_the_submission_before(tmp_path: Pat
 
 
 def test_what_a_writer_did_not_say_it_dropped_is_missing(tmp_path: Path) -> None:
-    from idc.trace.store import read
-
     path = write(tmp_path, "a", "a", [event(1), event(2, sequence=3), event(3, Kind.DROPPED, sequence=9, value=4),
                                       event(4, sequence=10)])
     source = load(read(path))
