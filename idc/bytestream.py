@@ -213,6 +213,17 @@ class ByteReceiver(_ByteRing):
                 raise self._fail(rc, total)
             waiting.update()
 
+    def arm(self, count: int = 1) -> bool:
+        """Ask to be rung once `count` bytes are there, for who sleeps on the wake-up descriptor elsewhere.
+
+        False if they are there already, or the connection is over: then do not sleep. May be repeated.
+        """
+        self._check_open()
+        lib.idc_notify(self._ring)
+        lib.idc_store64(self._ring.my_event, self._ring.pos + count)
+        lib.idc_fence()  # pairs with the sender's between its bytes and its look at the word: docs/protocol.md
+        return bool(0 <= lib.idc_available(self._ring) < count)
+
     def peek(self, need: int = 1, *, timeout: float | None = None) -> Span:
         """Wait until `need` bytes (half the ring at most) are there, then give the run up to the ring's end.
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from idc import layout
 from idc.bell import Waker
-from idc.errors import NotConnectedError, TimedOutError
+from idc.errors import ClosedError, NotConnectedError, TimedOutError
 from idc.faults import Point, passing
+from idc.flows import flow_seed
 from idc.region import wait_event
 from idc.ring import ByteReceiver, ByteSender, MessageReceiver, MessageSender, fence, load_u64, store_u64
 
@@ -227,6 +228,12 @@ class Channel(Generic[SenderT, ReceiverT]):
         """Before it is connected: whether this side can still become so. If not, close it and begin anew."""
         return self._handshake.intact
 
+    @property
+    def flows(self) -> tuple[int, int]:
+        """64 bits for each direction, this side's first, that both sides derive from the connection's epochs."""
+        mine, theirs = (word.to_bytes(8, "little") for word in (self._handshake.epoch, self._handshake.peer_epoch))
+        return flow_seed(mine + theirs), flow_seed(theirs + mine)
+
     def advance(self) -> bool:
         """Look once whether the other side is there; True once connected."""
         return self._advance(rung=True)
@@ -253,6 +260,15 @@ class Channel(Generic[SenderT, ReceiverT]):
                 raise TimedOutError(f"channel {self.entry.name!r} of region {self._region.header.name!r}: member "
                                     f"{members[self._peer].name!r} did not attach within {timeout:g} s")
             rung = waker.wait(RECHECK)
+
+    def ring_peer(self) -> None:
+        """Ring both vectors of the peer: for who sleeps until there is more than what was just written.
+
+        Raises ClosedError.
+        """
+        if self._closed:
+            raise ClosedError("this channel is closed")
+        self._ring_peer()
 
     def _ring_peer(self) -> None:
         # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.

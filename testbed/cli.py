@@ -28,6 +28,7 @@ from testbed import (
     cli_look,
     cli_registry,
     cli_snapshot,
+    cli_trace,
     cli_up,
     cli_vm,
     control,
@@ -73,6 +74,7 @@ app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_snapshot.app, name="snapshot")
 app.add_typer(cli_registry.app, name="registry")
 app.command()(cli_bench.bench)
+app.command()(cli_trace.trace)
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]
 Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from idc.remote.reference import Access
     from idc.remote.registration import Registration
     from idc.remote.routes import Route
+    from idc.trace.hook import EndpointTrace
     from idc.transport.base import Carrier, Port
 
 #: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
@@ -135,7 +136,6 @@ class Endpoint:
         state: see `idc.endpoint.lifecycle`.
         reason: why the last connection ended, in words.
         connections: how many there were so far.
-
     Raises:
         MisuseError: the resources are in use.
     """
@@ -147,6 +147,7 @@ class Endpoint:
         self.state = State.ABSENT
         self.reason = ""
         self.connections = 0
+        self._trace: EndpointTrace | None = None
         self._port = port
         self._client = client
         self._resources = resources
@@ -256,6 +257,26 @@ class Endpoint:
                 self._carrier.flush()
             except DisconnectedError as error:
                 self._lost(error)
+                return
+            if self._trace is not None:
+                self._trace.flushed(self._carrier)
+
+    @property
+    def trace(self) -> EndpointTrace | None:
+        """What this end logs to, of `idc.trace.Tracer.endpoint`; None, as at first: to nothing. Set it at any time."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, trace: EndpointTrace | None) -> None:
+        if self._trace is not None:
+            self._trace.drain()
+        self._trace = trace
+        if self._session is not None:
+            self._session.trace = None if trace is None else trace.note
+        if trace is not None:
+            if self._carrier is not None:
+                trace.connected(self._carrier)
+            trace.state(self.state.value, self.reason)
 
     @property
     def outstanding(self) -> int:
@@ -326,6 +347,8 @@ class Endpoint:
         if self.state is State.DESTROYED:
             return True
         self.notify()
+        if self._trace is not None:
+            self._trace.drain()
         self._port.wait(0.0)  # takes the wake-ups so far: what comes from here on makes it readable again
         if self._inbox or (self._party is not None and self._party.busy):
             return False
@@ -406,6 +429,9 @@ class Endpoint:
         session = Session(accepts, resources.requests, resources.messages, self._post, asks)
         self._carrier, self._session, self._broken = carrier, session, None
         self._inbox.clear()
+        if self._trace is not None:
+            self._trace.connected(carrier)
+            session.trace = self._trace.note
         try:
             if carrier.capacity < needed:
                 raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
@@ -439,6 +465,8 @@ class Endpoint:
                 assert self._carrier is not None
                 taken = self._carrier.take(timeout)
                 if not taken:
+                    if self._trace is not None:
+                        self._trace.drain()
                     return False
                 inbox.extend(taken)
             while inbox and self.state is _CONNECTED:
@@ -524,6 +552,8 @@ class Endpoint:
 
     def _step(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
+        if self._trace is not None:
+            self._trace.state(self.state.value, self.reason)
         call_each(functools.partial(self._act, action) for action in actions)
 
     def _act(self, action: Action) -> None:

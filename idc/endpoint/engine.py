@@ -260,12 +260,18 @@ class _EngineCarrier:
         self.frame_bytes = carrier.frame_bytes
         self.near = carrier.near
         self.flush = carrier.flush
+        self.flows = carrier.flows
         self.broken: DisconnectedError | None = None
         self._engine = engine
         self._carrier = carrier
         self._sender, self._receiver = carrier.channel.sender, carrier.channel.receiver
         self._left: list[bytes] = []
         self._started = False
+
+    @property
+    def doorbells(self) -> int:
+        """See there."""
+        return self._carrier.doorbells
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""

@@ -8,6 +8,7 @@ Depends on idc.endpoint.frames, idc.endpoint.results and idc.errors.
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from idc.endpoint import frames
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SLOT_MASK: Final = 0xFFFF
 #: Bytes of a body from which on a copy costs more than to pass it beside its header.
 LONG: Final = 4096
+#: Of a moment in a trace; as in `idc.trace.hook`, which an endpoint without a trace does not load.
+RECEIVED: Final = 64
 # Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
 _OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
 _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
@@ -247,6 +250,7 @@ class Session:
         peer: what the peer accepts; nothing until its HELLO.
         held: received items that this side has not completed, also after the end.
         on_last: called, after the end, when the last of them is.
+        trace: is given the moment of each frame posted and received (see `idc.trace.hook`); None: nobody is.
     """
 
     def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None],
@@ -256,6 +260,7 @@ class Session:
         self.greeted = False
         self.over = False
         self.on_last: Callable[[], None] | None = None
+        self.trace: Callable[[tuple[int, int, int]], None] | None = None
         self._requests = requests
         self._messages = messages
         self._asks = Slots(0) if asks is None else asks
@@ -293,6 +298,8 @@ class Session:
         if not free or slots.count - len(free) >= quota:
             return _BACK_PRESSURED
         tag = slots.take(done, ordered=ordered)
+        if self.trace is not None:
+            self.trace((monotonic_ns(), kind, tag))
         try:
             if len(body) < LONG:
                 self._post(_pack(kind, 0, 0, tag) + body)
@@ -313,6 +320,8 @@ class Session:
     def finish_transaction(self, tag: int, status: bytes, error: int) -> Result:
         """See IncomingTransaction."""
         self._held_requests.discard(tag)
+        if self.trace is not None:
+            self.trace((monotonic_ns(), _REPLY, tag))
         if len(status) < LONG:
             return self._answer(_pack(_REPLY, 0, error, tag) + status)
         return self._answer(_pack(_REPLY, 0, error, tag), status)
@@ -320,11 +329,15 @@ class Session:
     def finish_message(self, tag: int) -> Result:
         """See IncomingMessage."""
         self._held_messages.discard(tag)
+        if self.trace is not None:
+            self.trace((monotonic_ns(), _DONE, tag))
         return self._answer(_pack(_DONE, 0, 0, tag))
 
     def finish_ask(self, tag: int, body: bytes, code: int) -> Result:
         """See IncomingAsk."""
         self._held_asks.discard(tag)
+        if self.trace is not None:
+            self.trace((monotonic_ns(), int(Kind.ANSWER), tag))
         return self._answer(frames.encode(Kind.ANSWER, tag, body, code))
 
     def _answer(self, frame: bytes, body: bytes = b"") -> Result:
@@ -352,6 +365,8 @@ class Session:
             PeerGoneError: it says that the connection is over, and why.
         """
         kind, error, tag, body = frames.parse(frame)
+        if self.trace is not None:
+            self.trace((monotonic_ns(), RECEIVED + kind, tag))
         if self.greeted:
             if kind == _REQUEST:
                 self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")

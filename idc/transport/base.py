@@ -37,11 +37,18 @@ class Carrier(Protocol):
         capacity: frames of each direction that it holds for certain, whatever the peer does.
         frame_bytes: longest frame.
         near: both ends are on one machine.
+        flows: what names the submissions of this end, and those of the peer, in a trace: at the peer the same two
+            the other way round, and others on every other connection.
     """
 
     capacity: int
     frame_bytes: int
     near: bool
+    flows: tuple[int, int]
+
+    @property
+    def doorbells(self) -> int:
+        """How often the peer was rung so far."""
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -35,9 +36,11 @@ class LocalCarrier:
 
     near = True
 
-    def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way) -> None:
+    def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
         self.capacity = mine.frames
         self.frame_bytes = mine.frame_bytes
+        self.flows = flows
+        self.doorbells = 0
         self._mine = mine
         self._peer = peer
         self._out = out
@@ -52,6 +55,7 @@ class LocalCarrier:
 
     def flush(self) -> None:
         """See there."""
+        self.doorbells += 1
         self._peer.wake()
 
     def take(self, timeout: float) -> Sequence[bytes]:
@@ -109,9 +113,10 @@ class LocalPort:
                 self._wants = True
                 if not peer._wants:
                     return None
-                ways = _Way(), _Way()
-                self._ready = LocalCarrier(self, peer, *ways)
-                peer._ready = LocalCarrier(peer, self, *reversed(ways))
+                out, back = _Way(), _Way()
+                flows = secrets.randbits(64), secrets.randbits(64)
+                self._ready = LocalCarrier(self, peer, out, back, flows)
+                peer._ready = LocalCarrier(peer, self, back, out, (flows[1], flows[0]))
                 self._wants = peer._wants = False
                 peer.wake()
             carrier, self._ready = self._ready, None

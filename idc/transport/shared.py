@@ -41,6 +41,7 @@ class SharedCarrier:
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message
+        self.flows = channel.flows
         self.channel = channel
         self.flush = channel.sender.flush
         self._post = channel.sender.post
@@ -85,6 +86,11 @@ class SharedCarrier:
             return Masking(self._masked, False)
         receiver = self.channel.receiver
         return Masking(receiver.counters.masked, receiver.masked)
+
+    @property
+    def doorbells(self) -> int:
+        """See there."""
+        return 0 if self.closed else self.channel.sender.doorbells
 
     @property
     def unread(self) -> bool:

@@ -2,7 +2,7 @@
 
 One side listens, the other dials; the peer is there as long as the connection stands. A newer connection replaces one
 that has not been noticed to be dead. TCP says nothing of who the peer is: use it where the network is trusted, or on
-loopback. Depends on the standard library and idc.errors.
+loopback. Depends on the standard library, idc.errors and idc.flows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from idc.errors import MisuseError, PeerGoneError, ProtocolError
+from idc.flows import flow_seed
 from idc.transport.base import NO_MASKING
 
 if TYPE_CHECKING:
@@ -53,16 +54,27 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def _flows(connection: socket.socket) -> tuple[int, int]:
+    """From the addresses of both ends: behind a translation of addresses they differ, and a trace joins nothing."""
+    try:
+        mine, theirs = (repr(address[:2]).encode() for address in (connection.getsockname(), connection.getpeername()))
+    except OSError:  # broken already, as whoever uses it will find
+        return 0, 0
+    return flow_seed(mine + theirs), flow_seed(theirs + mine)
+
+
 class TcpCarrier:
     """See `idc.transport.base.Carrier`."""
 
     capacity = CAPACITY
     frame_bytes = FRAME_BYTES
     near = False  # TCP does not say; what is near has shared memory to meet by
+    doorbells = 0
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         self._socket = connection
         self._poller = poller
+        self.flows = _flows(connection)
         self._out: list[bytes | memoryview] = []
         self._unsent = 0
         self._in = bytearray()

@@ -27,11 +27,12 @@ class Row:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
             shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
             transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
-            "clone-idle".
+            "clone-idle"; "trace" (round trips of endpoints), "trace-cost" (what tracing adds).
         path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots. Of "transact" and
             "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP transport).
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
-        mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer.
+        mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer;
+            of traces "without" (the hook), "off", "on".
         api: "core" (loops in C) or "python".
         size: bytes of a message, of one write of a stream, of the parameters and of the status of a transaction, or of
             one bulk transfer.

@@ -18,7 +18,8 @@ _PLACES = {"vm-vm": "between two VMs", "host-vm": "between this machine and a VM
 _LIMITS = {"poll": "bare cache line", "doorbell": "bare doorbell", "pipeline": "bare copy pipeline",
            "copy": "local copy"}
 _TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
-           "rtt-busy": "round trips, each VM's CPU shared with a burner"}
+           "rtt-busy": "round trips, each VM's CPU shared with a burner",
+           "trace": "round trips of endpoints, by what is traced"}
 
 
 def show(result: Result, console: Console) -> None:
@@ -37,6 +38,9 @@ def show(result: Result, console: Console) -> None:
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
             _print(console, f"streams in pieces of {_bytes(size)}, {_PLACES[domains]}", _values(found))
         _idc(rows, console, result)
+        costs = [row for row in rows if row.name == "trace-cost"]
+        if costs:
+            _print(console, f"tracing's cost, {_PLACES[domains]}: against a build without the hook", _costs(costs))
         boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
@@ -148,6 +152,13 @@ def _values(rows: list[Row]) -> Table:
         spread = (_rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
         table.add_row(_title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
                       f"{row.figure / peer:.1f}" if ours and peer else "", _cpu(row))
+    return table
+
+
+def _costs(rows: list[Row]) -> Table:
+    table = Table("tracing", "%", "over all turns", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(row.mode or "", f"{row.figure:+.2f}", row.note)
     return table
 
 
