@@ -329,7 +329,8 @@ class Desk:
 
         def remove(edit: Edit) -> None:
             for path in paths:
-                edit.rm(path)
+                if tree.look(edit.state.root, path) is not None:
+                    edit.rm(path)
 
         if paths:
             self._by_host(remove)

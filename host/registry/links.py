@@ -63,9 +63,10 @@ class SeatLink(controls.Link):
         """A request."""
         assert self._seat is not None
 
+        room = endpoint.peer_quotas.status_bytes  # of this connection, whatever has become of it when it is answered
+
         def answer(error: int, status: bytes) -> None:
-            room = endpoint.peer_quotas.status_bytes
-            if len(status) > room and endpoint.state is State.CONNECTED:
+            if len(status) > room:
                 error, status = frames.Fault.REFUSED, frames.reason(f"the answer of {len(status)} bytes is longer than "
                                                                     f"the {room} that this domain accepts")[:room]
             if transaction in self._open:

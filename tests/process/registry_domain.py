@@ -104,7 +104,7 @@ def main() -> None:
     if mode == "serve":
         serve(address, *rest)
         return
-    with Registry(open_port(address), timeout=60) as registry:
+    with Registry(open_port(address), timeout=15) as registry:
         {"ephemeral": ephemeral, "watcher": watcher, "numbers": numbers, "spin": spin, "flood": flood}[mode](registry)
 
 

@@ -92,7 +92,10 @@ def bench(*options: str) -> Iterator[Bench]:
         service.start_registry(*options)
         with ExitStack() as held:
             here = Bench(service, held)
-            yield here
+            try:
+                yield here
+            finally:
+                sys.stdout.write(f"{here.log}\nruns: {alive(service.registry_pid)}\n")  # shown if the test fails
         assert "Traceback" not in here.log, here.log
         assert alive(service.registry_pid)
 
