@@ -52,11 +52,20 @@ def attach(
             + ", ".join(f"{role} end in {device[role + 'end']} {_state(device, role)}" for role in ("front", "back")))
 
 
-def detach(kind: Class, frontend: Front, number: Number = "", wait: Wait = 30.0, bed: Bed = "",
-           quiet: Quiet = False) -> None:
-    """Detach a device: both ends close, and the region is taken out."""
+def detach(
+    kind: Class,
+    frontend: Front,
+    number: Number = "",
+    wait: Wait = 30.0,
+    unplug: Annotated[bool, typer.Option("--unplug", help="Take its region out, too; else the next device of the two "
+                                         "domains uses it.")] = False,
+    bed: Bed = "",
+    quiet: Quiet = False,
+) -> None:
+    """Detach a device: both ends close."""
+    request = {"class": kind, "frontend": frontend, "number": number, "wait": wait, "unplug": unplug}
     with Control(registry.find(bed)) as link:
-        name = link.call("detach", {"class": kind, "frontend": frontend, "number": number, "wait": wait})["device"]
+        name = link.call("detach", request)["device"]
     if not quiet:
         out(f"{name}: detached")
 

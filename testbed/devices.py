@@ -105,18 +105,30 @@ class Devices:
 
     def attach(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None, *,
                texts: Mapping[str, str] | None = None, number: str = "", wait: float | None = 30.0) -> Seen:
-        """See `Controller.attach`. Starts the drivers of those ends that are VMs, if they do not run there."""
+        """See `Controller.attach`. Starts the drivers of those ends that are VMs, if they do not run there.
+
+        Where a VM has no free port, the links that no device uses are unplugged first.
+        """
         with self.controller() as controller:
             controller.check(kind, front, back, options, texts)
             for domain in (front, back):
                 if domain in self._bed.vms:
                     self.prepare(domain, kind)
+            try:
+                return controller.attach(kind, front, back, options, texts=texts, number=number, wait=wait)
+            except SpecError:
+                if not controller.drop_spares():
+                    raise
             return controller.attach(kind, front, back, options, texts=texts, number=number, wait=wait)
 
-    def detach(self, name: Name, *, wait: float = 30.0) -> None:
-        """See `Controller.detach`."""
+    def detach(self, name: Name, *, wait: float = 30.0, unplug: bool = False) -> None:
+        """See `Controller.detach`.
+
+        The link stays plugged, for the next device of the same two domains, unless `unplug` is set: QEMU does not
+        survive every unplugging of an ivshmem device (docs/devices.md).
+        """
         with self.controller() as controller:
-            controller.detach(name, wait=wait)
+            controller.detach(name, wait=wait, keep_link=not unplug)
 
     def list(self) -> list[Seen]:
         """All that are attached."""

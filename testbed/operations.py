@@ -239,11 +239,11 @@ def attach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, 
 
 
 def detach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
-    """Detach a device: {class, frontend, number, wait}, number "" for the only one. Replies {device}, its name."""
+    """Detach a device: {class, frontend, number, wait, unplug}; number "" for the only one. Replies its name."""
     with bed.devices.controller() as controller:
         number, kind, front = str(request["number"]), str(request["class"]), str(request["frontend"])
         name = Name(kind, front, number) if number else controller.find(kind, front)
-        controller.detach(name, wait=float(request["wait"]))
+    bed.devices.detach(name, wait=float(request["wait"]), unplug=bool(request["unplug"]))
     return {"device": str(name)}
 
 

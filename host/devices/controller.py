@@ -168,11 +168,12 @@ class Controller:
         self._check_domains(front, back)
         return self._plug(class_, front, back, "")
 
-    def drop_spares(self) -> None:
-        """Unplug all links that no device uses."""
-        for region, link in list(records.links(self._registry)):
-            if link.device in ("", LEFT):
-                self._drop_link(region)
+    def drop_spares(self) -> int:
+        """Unplug all links that no device uses; how many there were. Raises as `detach`."""
+        spares = [region for region, link in records.links(self._registry) if link.device in ("", LEFT)]
+        for region in spares:
+            self._drop_link(region)
+        return len(spares)
 
     def devices(self) -> list[Seen]:
         """All that are attached."""

@@ -51,12 +51,15 @@ def use(bed: Testbed, first: int, last: int, device: str = "echo-0") -> list[str
     return bed.vms["front"].succeed(["python3", "-c", PROGRAM, device, str(first), str(last)], timeout=120).split()
 
 
-def nothing_left(bed: Testbed) -> None:
+def links(bed: Testbed) -> list[str]:
+    return [name for name in bed.regions if name.startswith("dev-")]
+
+
+def nothing_left(bed: Testbed, *, spares: int) -> None:
     assert bed.devices.list() == []
+    assert len(links(bed)) == spares
     for vm in bed.vms.values():
-        assert "dev-" not in vm.succeed("python3 -m guest.ivshmem")
-        assert not [device for device in vm.devices if "dev-" in device]
-    assert not [name for name in bed.regions if name.startswith("dev-")]
+        assert len([device for device in vm.devices if "dev-" in device]) == spares
 
 
 def test_attached_to_running_vms_used_its_back_end_killed_and_detached(bed: Testbed) -> None:
@@ -78,7 +81,7 @@ def test_attached_to_running_vms_used_its_back_end_killed_and_detached(bed: Test
         raise
     finally:
         bed.devices.detach(seen.name, wait=60)
-    nothing_left(bed)
+    nothing_left(bed, spares=1)
 
 
 def test_no_free_port_leaves_nothing(bed: Testbed) -> None:
@@ -90,14 +93,19 @@ def test_no_free_port_leaves_nothing(bed: Testbed) -> None:
         with pytest.raises(SpecError, match="all 4 region ports are taken"):
             bed.devices.attach("echo", "front", "back", number="3")
         assert [seen.states for seen in bed.devices.list()] == [CONNECTED] * 3
-        assert len([name for name in bed.regions if name.startswith("dev-")]) == 3
+        assert len(links(bed)) == 3
     finally:
         for name in attached:
             bed.devices.detach(name, wait=60)
-    nothing_left(bed)
+    nothing_left(bed, spares=3)
 
 
-def test_a_domain_that_is_not_there(bed: Testbed) -> None:
+def test_a_link_is_taken_out_of_both_vms_when_that_is_asked_for(bed: Testbed) -> None:
     with pytest.raises(DeviceError, match="frontend 'fornt' is no domain"):
         bed.devices.attach("echo", "fornt", "back")
-    nothing_left(bed)
+    seen = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
+    assert len(links(bed)) == 3
+    assert use(bed, 0, 5)[-1] == "unknown"
+    bed.devices.detach(seen.name, wait=60, unplug=True)
+    nothing_left(bed, spares=2)
+    assert seen.record.link not in bed.vms["front"].succeed("python3 -m guest.ivshmem")
