@@ -175,6 +175,18 @@ class Controller:
             self._drop_link(region)
         return len(spares)
 
+    def recover(self) -> None:
+        """Undo what a controller had begun that was killed. Not while another one is at work. Raises as `detach`."""
+        attached = set()
+        for name, record in list(records.devices(self._registry)):
+            if any(self._registry.exists(f"{name.path(role, record.back)}/id") for role in Role):
+                attached.add(name.record)
+            else:
+                self._remove(name.record)
+        for region, link in list(records.links(self._registry)):
+            if link.device and link.device not in attached:
+                self._drop_link(region)
+
     def devices(self) -> list[Seen]:
         """All that are attached."""
         return [self.see(name) for name, _ in list(records.devices(self._registry))]

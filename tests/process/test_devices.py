@@ -7,17 +7,21 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from device_support import Bench, Stream, bench, until
 from region_support import descriptors
 
-from host.devices import DeviceError
+from host.devices import Controller, DeviceError, ServicePlugger
 from idc.device.keys import Name
 from idc.device.states import State
 from idc.errors import DeniedError, MisuseError
 from idc.registry import Registry
 from idc.transport.address import open_port
+
+if TYPE_CHECKING:
+    from host.region import RegionSpec
 
 CONNECTED = (State.CONNECTED, State.CONNECTED)
 CLOSED = (State.CLOSED, State.CLOSED)
@@ -232,6 +236,46 @@ def held(here: Bench) -> dict[str, tuple[int, int, int]]:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         found[who] = descriptors(pid), int(status["Threads"]), int(status["VmRSS"].split()[0])
     return found
+
+
+@pytest.mark.parametrize("point", ["before", "after", "keys"])
+def test_a_controller_killed_in_the_middle_leaves_what_the_next_one_finds(point: str) -> None:
+    with bench("front", "back") as here:
+        pid = os.fork()
+        if not pid:
+            _die(here, point)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        here.controller.recover()
+        if point == "keys":  # it is attached, and nobody waits for it any more
+            until(lambda: here.states() == [CONNECTED])
+            here.controller.detach(here.controller.find("echo", "front"))
+        nothing_left(here)
+        here.controller.detach(here.controller.attach("echo", "front", "back").name)
+        nothing_left(here)
+
+
+def _die(here: Bench, point: str) -> None:
+    """Attach a device, in a process of its own that is killed before a region is plugged, after, or when all keys are
+    written."""
+
+    class Deadly(ServicePlugger):
+        def plug(self, spec: RegionSpec) -> None:
+            if point == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            here.service.create(spec)
+            if point == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    class Waiting(Controller):
+        def _await_met(self, name: Name, record: object, wait: float) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        here.service._control = None  # a connection of its own
+        registry = Registry(open_port(f"unix:{here.service.registry_socket}"))
+        Waiting(registry, Deadly(here.service)).attach("echo", "front", "back")
+    finally:
+        os._exit(1)
 
 
 def test_bad_input_is_told_and_leaves_nothing() -> None:
