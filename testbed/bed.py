@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -359,32 +358,8 @@ def plugged(vm: Vm, region: Region) -> bool:
 
 def unplug(vm: Vm, region: Region) -> None:
     """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in time."""
-    before = _descriptors(vm)
     vm.unplug(f"iv-{region.name}")
     if isinstance(region.attachment(vm.name), DoorbellAttachment):
-        _fill_holes(vm, f"{region.name}-{region.header.session:x}", before - _descriptors(vm))
         vm.remove_chardev(f"ivb-{region.name}")
     else:
         vm.qmp("object-del", {"id": f"ivb-{region.name}"})
-
-
-def _descriptors(vm: Vm) -> set[int]:
-    return {int(name) for name in os.listdir(f"/proc/{vm.pid}/fd")}
-
-
-def _fill_holes(vm: Vm, name: str, closed: set[int]) -> None:
-    """Give QEMU descriptors that are never readable, in place of those that it has closed.
-
-    Where there are no irqfds, as under TCG, QEMU 7.2 (hw/misc/ivshmem.c, ivshmem_exit) goes on polling the numbers of a
-    device's eventfds after it has freed the device, and ivshmem_vector_notify uses freed memory once another descriptor
-    of such a number is readable. A new descriptor takes the lowest free number, so all up to the last one are filled.
-    They stay until QEMU ends: about six for each unplugging.
-    """
-    there = _descriptors(vm)
-    holes = [number for number in range(max(closed, default=0) + 1) if number not in there]
-    quiet = os.eventfd(0, os.EFD_CLOEXEC)
-    try:
-        for number in holes:
-            vm.send_fd(f"hole-{name}-{number}", quiet)
-    finally:
-        os.close(quiet)

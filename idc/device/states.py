@@ -4,9 +4,9 @@ The states are those of Xen's xenbus, and the two ends find each other as netfro
 
     front end                                          back end
     initialising  driver made, waits for an offer      initialising  driver being made
-                                              ◀──────  init-wait     driver made, waits for the front end
+                                              ◀──────  init-wait     region open, waits for the front end
     initialised   region open, waits for the other  ──▶
-                                                       initialised   region open, waits for the other
+                                                       initialised   waits for the endpoints to meet
     connected     the two endpoints have met           connected
 
 The table looks at what is the case (`Facts`), not at what has just happened, so that the order in which news comes
@@ -137,10 +137,10 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(None, _S.INITIALISING, _troubled, _S.CLOSED, _A.DROP, _trouble),
     Row(_F, _S.INITIALISING, lambda f: f.made and f.peer in OFFERED, _S.INITIALISED, _A.OPEN,
         _said("the back end waits")),
-    Row(_B, _S.INITIALISING, lambda f: f.made, _S.INIT_WAIT, _A.NOTHING, _said("the driver is there")),
+    Row(_B, _S.INITIALISING, lambda f: f.made, _S.INIT_WAIT, _A.OPEN, _said("the driver is there")),
     Row(None, _S.INIT_WAIT, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INIT_WAIT, _troubled, _S.CLOSED, _A.DROP, _trouble),
-    Row(_B, _S.INIT_WAIT, lambda f: f.peer in ASKED, _S.INITIALISED, _A.OPEN,
+    Row(_B, _S.INIT_WAIT, lambda f: f.peer in ASKED, _S.INITIALISED, _A.NOTHING,
         _said("the front end has opened the region")),
     Row(None, _S.INITIALISED, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INITIALISED, _troubled, _S.CLOSED, _A.DROP, _trouble),
