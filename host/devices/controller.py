@@ -22,7 +22,7 @@ from host.devices import records
 from host.devices.records import Link, Record
 from host.errors import HostError
 from host.region import RegionSpec
-from idc.device import find
+from idc.device import find, keys
 from idc.device import options as options_of
 from idc.device.classes import CHANNEL
 from idc.device.keys import Name
@@ -30,6 +30,7 @@ from idc.device.states import Role, State, Step, parse
 from idc.errors import ConflictError, DeniedError, NoSuchKeyError
 from idc.layout import Rights
 from idc.registry import Permissions, Permit
+from idc.registry.frames import home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -166,7 +167,9 @@ class Controller:
         """Plug a link that a device of that class between those two domains, and no others, will use. Its region."""
         class_ = self._classes(kind)
         self._check_domains(front, back)
-        return self._plug(class_, front, back, "")
+        region = self._plug(class_, front, back, "")
+        self._keep_mapped(region, Link(front, back, ""))
+        return region
 
     def drop_spares(self) -> int:
         """Unplug all links that no device uses; how many there were. Raises as `detach`."""
@@ -291,8 +294,20 @@ class Controller:
         for name, link in list(records.links(self._registry)):
             if name == region:
                 records.write_link(self._registry, region, Link(link.front, link.back, link.layout, device))
+                if not device:
+                    self._keep_mapped(region, link)
+
+    def _keep_mapped(self, region: str, link: Link) -> None:
+        """Tell both domains that a link stays plugged."""
+        for domain in (link.front, link.back):
+            if self._registry.exists(home(domain)):
+                self._registry.write(f"{keys.links(domain)}/{region}", b"")
 
     def _drop_link(self, region: str) -> None:
+        for name, link in list(records.links(self._registry)):
+            if name == region:
+                for domain in (link.front, link.back):
+                    self._remove(f"{keys.links(domain)}/{region}")  # first: a VM lets go of what nobody has mapped
         self._plugger.unplug(region)
         self._remove(f"{records.LINKS}/{region}")
 

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from idc.device import keys
-from idc.device.classes import find
+from idc.device.classes import CHANNEL, find
 from idc.device.driver import SOCKETS
 from idc.device.end import End, Told
 from idc.device.states import Role, pack, parse
@@ -24,6 +24,7 @@ from idc.endpoint import Completion, Result, State
 from idc.errors import DeniedError, IdcError, NoSuchKeyError, OutcomeUnknownError, QuotaError, TimedOutError
 from idc.registry.client import result_of
 from idc.registry.frames import Op, Request
+from idc.transport.address import open_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from idc.device.classes import DeviceClass
     from idc.registry import Registry, Watch
+    from idc.transport.base import Port
 
 #: Longest sleep, seconds; nothing depends on it but how soon a lost registry is looked for.
 NAP: Final = 0.5
@@ -69,11 +71,17 @@ class Drivers:
         self._stale: set[str] = set()
         self._sent: set[str] = set()
         self._domain = registry.domain
+        self._held: dict[str, Port] = {}
+        self._links = False
         for role in keys.roles():
             self._watch_all(role)
+        registry.watch(keys.links(self._domain), lambda _: self._links_changed())
 
     def _watch_all(self, role: Role) -> None:
         self._registry.watch(keys.below(self._domain, role), lambda _: self._scan.add(role))
+
+    def _links_changed(self) -> None:
+        self._links = True
 
     def work(self) -> bool:
         """Do all that is due, without waiting. Whether there was anything."""
@@ -106,7 +114,7 @@ class Drivers:
             fds.append(endpoint.fileno())
         clock = time.monotonic()
         naps += [max(0.0, due - clock) for end in self.ends.values() if (due := end.due) is not None]
-        if self._scan or self._look:
+        if self._scan or self._look or self._links:
             naps.append(max(0.0, self._scan_after - clock))
         for fd in fds:
             poller.register(fd, select.POLLIN)
@@ -127,12 +135,14 @@ class Drivers:
                 break
         for end in self.ends.values():
             end.kill()
+        while self._held:
+            self._held.popitem()[1].close()
 
     # -- what the host and the other ends say
 
     def _learn(self) -> bool:
         """Read what was changed. Whether anything was read."""
-        if not (self._scan or self._look) or time.monotonic() < self._scan_after:
+        if not (self._scan or self._look or self._links) or time.monotonic() < self._scan_after:
             return False
         if self._registry.endpoint.state is not State.CONNECTED:
             return False  # each watch begins anew with the next connection
@@ -152,6 +162,8 @@ class Drivers:
                 except BaseException:
                     self._look.add(path)
                     raise
+            if self._links:
+                self._hold_links()
         except (TimedOutError, OutcomeUnknownError, QuotaError) as error:
             log.warning("the registry: %s", error)
             self._scan_after = time.monotonic() + AGAIN
@@ -182,6 +194,23 @@ class Drivers:
             if end.role is role and path not in found:
                 self._stale.add(path)
                 end.unwant("detached")
+
+    def _hold_links(self) -> None:
+        """Map the links that stay plugged, so that the next device need not wait for that, and let go of others."""
+        base = keys.links(self._domain)
+        self._links = False  # first: what changes while it is read is read again
+        try:
+            wanted = {name for (name,) in self._names(base, 1)}
+        except BaseException:
+            self._links = True
+            raise
+        for region in self._held.keys() - wanted:
+            self._held.pop(region).close()
+        for region in wanted - self._held.keys():
+            try:
+                self._held[region] = open_port(self._address(f"{region}/{CHANNEL}"))
+            except (OSError, IdcError) as error:  # the device that needs it says so too, and tries again
+                log.warning("link %s: %s", region, error)
 
     def _names(self, base: str, depth: int) -> list[tuple[str, ...]]:
         try:

@@ -10,6 +10,7 @@ A device of class C with number N, whose front end is in domain F and whose back
         close                       why, once the device is to be detached
         state                       a line for each of the last steps: state, since, why; ephemeral, written by F
     /domain/B/backend/C/F/N/        owned by B, F may read; the same with `frontend` F
+    /domain/D/link/REGION           by the host: this link of D's stays plugged, so keep it mapped
     /device/C/F/N                   the host's own record, which no domain reads or writes: JSON
 
 Of all this a domain believes only what the host wrote into its own home, and of its peer only `state`.
@@ -60,6 +61,11 @@ class Name(NamedTuple):
 def below(domain: str, role: Role) -> str:
     """Where a domain's ends of that role are."""
     return f"{home(domain)}/{'device' if role is Role.FRONT else 'backend'}"
+
+
+def links(domain: str) -> str:
+    """Where a domain is told of links that stay plugged."""
+    return f"{home(domain)}/link"
 
 
 def depth(role: Role) -> int:
