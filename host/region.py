@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import host
-from host import control_region, wire
+from host import control_region, revocation, wire
 from host.errors import HostError, RegionError, ServerError
-from idc.layout import LayoutError, RegionHeader, Rights, pack_header
+from host.revocation import Revocation, Worth
+from idc.layout import HEADER_BYTES, LayoutError, RegionHeader, Rights, pack_header
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from idc.layout import ChannelSpec
 
@@ -63,6 +64,10 @@ class RegionSpec:
 
     def plan(self, session: int = 0) -> RegionHeader:
         """The header page for it. Raises RegionError when it cannot be laid out."""
+        for member in self.members:
+            if member.startswith(revocation.GONE):
+                raise RegionError(f"region {self.name!r}: no member can be called {member!r}, which stands for one "
+                                  "that was revoked")
         try:
             return RegionHeader.plan(
                 self.name, self.size, self.members, self.channels, parts=self.parts, vectors=self.vectors,
@@ -117,13 +122,15 @@ class Region:
 
     def socket(self, member: str) -> Path:
         """Where an rw member connects. Raises RegionError if it is none."""
-        if member not in self.sockets:
-            writers = ", ".join(self.sockets) or "none"
+        if member not in self.sockets or member.startswith(revocation.GONE):
+            writers = ", ".join(name for name in self.sockets if not name.startswith(revocation.GONE)) or "none"
             raise RegionError(f"region {self.name!r} has no rw member {member!r} (rw members: {writers})")
         return self.sockets[member]
 
     def attachment(self, member: str) -> DoorbellAttachment | PlainAttachment:
         """What to plug into the member's VM. Raises RegionError if there is no such member."""
+        if member.startswith(revocation.GONE):
+            raise RegionError(f"region {self.name!r}: {member!r} stands for a member that was revoked")
         try:
             entry = self.header.member(member)
         except LayoutError as error:
@@ -155,10 +162,12 @@ class RegionService:
             Keep its path short: socket paths have at most 107 bytes.
         env: environment of both processes; by default that of this one.
         send_timeout: seconds in which a member must take the server's messages.
+        dead_cap: abandoned regions that a domain may still map; see `abandon`.
     """
 
     def __init__(
-        self, run_dir: Path, env: Mapping[str, str] | None = None, *, send_timeout: float | None = None
+        self, run_dir: Path, env: Mapping[str, str] | None = None, *, send_timeout: float | None = None,
+        dead_cap: int = revocation.DEAD_CAP,
     ) -> None:
         self._directory = run_dir / "ivshmem"
         self._env = dict(os.environ if env is None else env)
@@ -168,6 +177,8 @@ class RegionService:
         self._env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, self._env.get("PYTHONPATH")]))
         self._options = [] if send_timeout is None else ["--send-timeout", str(send_timeout)]
         self._lock = threading.Lock()
+        self._dead = revocation.Dead(dead_cap)
+        self._dead_lock = threading.RLock()  # also: one region is abandoned at a time
         self._holder: _Child | None = None
         self._server: _Child | None = None
         self._broker: _Child | None = None
@@ -311,17 +322,117 @@ class RegionService:
     def create(self, spec: RegionSpec) -> Region:
         """Make a region and serve it. Raises RegionError (not as asked), ServerError (refused, or gone)."""
         header = spec.plan(session=secrets.randbits(64))
+        with self._dead_lock:
+            if header.name in self._dead.regions:
+                raise RegionError(f"region {header.name!r} was abandoned and is still mapped by "
+                                  f"{', '.join(self._dead.holders(header.name))}: take another name")
         memory = _make_memory(header)
         try:
-            reply = self._call({"op": "create"}, [memory])
+            return self._serve(header, memory)
         finally:
             os.close(memory)
+
+    def _serve(self, header: RegionHeader, memory: int) -> Region:
+        reply = self._call({"op": "create"}, [memory])
         sockets = {name: Path(path) for name, path in reply["sockets"].items()}
         return Region(header, Path(f"/proc/{self.holder_pid}/fd/{reply['memory']}"), sockets)
 
     def drop(self, name: str) -> None:
         """Stop serving a region: members are cut off, and the memory goes when the last of them unmaps it."""
         self._call({"op": "drop", "region": name})
+
+    def abandon(self, region: Region, member: str, *, live: Iterable[tuple[int, int]] | None = None) -> Revocation:
+        """Take a region away from a member that need not agree, by leaving it alone in it; see docs/isolation.md.
+
+        The others' bytes are copied to a fresh region, whose name is new (`link.1` after `link`) and whose layout is
+        the old one's; the old one is served no more, and its memory punched to zeros. Whoever mapped it keeps a mapping
+        that leads nowhere; that is counted against `dead_cap` until `released`. What is written to the old region while
+        this runs may be lost: let the remaining members rest, then move them to `fresh`.
+
+        Args:
+            region: what is taken away; refused if the name means another region by now.
+            member: from whom.
+            live: (offset, length) of what is copied, in bytes; by default all behind the header page, which is made
+                anew.
+
+        Raises:
+            RegionError: no such member, a range outside of the region, a control region, the cap is reached, or no
+                memory. Nothing has changed then.
+            ServerError: the region server is gone; the old region is in use as before, unless the text says otherwise.
+        """
+        name = region.name
+        if name.startswith(control_region.PREFIX):
+            raise RegionError(f"region {name!r} is a domain's control link, which ends with the domain")
+        with self._dead_lock:
+            old = self._open_memory(region)
+            try:
+                return self._abandon(region.header, member, old, live)
+            finally:
+                os.close(old)
+
+    def _abandon(self, header: RegionHeader, member: str, old: int,
+                 live: Iterable[tuple[int, int]] | None) -> Revocation:
+        name = header.name
+        fresh = revocation.successor(header, member, {*self.regions(), *self._dead.regions})
+        behind = [(HEADER_BYTES, header.size - HEADER_BYTES)]
+        ranges = revocation.check_ranges(header, behind if live is None else live)
+        presence = self.members(name)
+        # Nobody tells whether a read-only member maps it, nor whether a process kept what it had mapped.
+        holders = {entry.name for entry in header.members if entry.name == member
+                   or (not entry.name.startswith(revocation.GONE) and presence.get(entry.name, (0, True))[1])}
+        self._dead.check(sorted(holders))
+        made = self._replace(name, old, fresh, ranges)
+        self._dead.add(name, holders)
+        try:
+            revocation.punch(old)
+        except OSError as error:
+            raise RegionError(f"region {name!r} is abandoned, but what is in it could not be erased: {error.strerror}; "
+                              f"{made.name!r} has taken its place") from error
+        return Revocation(name, member, Worth.ABANDONED, made, self._dead.holders(name))
+
+    def _replace(self, name: str, old: int, header: RegionHeader, ranges: Sequence[tuple[int, int]]) -> Region:
+        """Serve a copy in place of a region; either both steps are done or neither."""
+        memory = _make_memory(header)
+        try:
+            revocation.copy_live(old, memory, ranges)
+            made = self._serve(header, memory)
+        except OSError as error:
+            raise RegionError(f"region {name!r} cannot be copied: {error.strerror}") from error
+        finally:
+            os.close(memory)
+        try:
+            self.drop(name)
+        except BaseException as error:
+            try:
+                self.drop(made.name)
+            except HostError as again:
+                raise ServerError(f"region {name!r} was copied to {made.name!r} and not dropped: {error}; after "
+                                  "restart() drop one of them") from again
+            raise
+        return made
+
+    def _open_memory(self, region: Region) -> int:
+        """The region's memory itself: a path of a region that was dropped may lead to another's by now."""
+        _, fds = self._ask({"op": "open", "region": region.name, "uuid": region.header.uuid.hex})
+        memory = fds.pop()
+        wire.close_all(fds)
+        return memory
+
+    def released(self, region: str, domain: str) -> None:
+        """A domain does not map an abandoned region any more: unplugged, or ended. Idempotent."""
+        with self._dead_lock:
+            self._dead.released(region, domain)
+
+    @property
+    def dead(self) -> dict[str, tuple[str, ...]]:
+        """Names of the abandoned regions that each domain still maps."""
+        with self._dead_lock:
+            return self._dead.domains
+
+    @property
+    def dead_cap(self) -> int:
+        """How many each may."""
+        return self._dead.cap
 
     def members(self, name: str) -> dict[str, tuple[int, bool]]:
         """(incarnation, present) of each rw member, as the server knows it. Raises RegionError if no such region."""
@@ -382,6 +493,11 @@ class RegionService:
         self._server = _Child("region server", arguments, self._env, self.log)
 
     def _call(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        reply, received = self._ask(request, fds)
+        wire.close_all(received)
+        return reply
+
+    def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         with self._lock:
             try:
                 if self._control is None:
@@ -398,10 +514,11 @@ class RegionService:
                     f"region server does not answer {request['op']}: {error}. Its log is {self.log}; "
                     "restart() brings it back without harm to its members"
                 ) from error
-        reply, _ = answer
+        reply, received = answer
         if not reply.get("ok"):
+            wire.close_all(received)
             raise RegionError(f"region server refuses {request['op']}: {reply.get('error')}")
-        return reply
+        return reply, received
 
 
 class _Child:

@@ -20,6 +20,7 @@ from host import broker as brokers
 from host import control_region
 from host import registry as registries
 from host.region import DoorbellAttachment, Region, RegionService, RegionSpec
+from host.revocation import Worth
 from idc.layout import ChannelSpec, Kind, Rights
 from idc.registry import VARIABLE as REGISTRY
 from idc.remote.control import VARIABLE as CONTROL
@@ -36,9 +37,10 @@ from testbed.template_build import obtain
 from testbed.vm import BOOT_SECONDS, Vm, start_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from host.revocation import Revocation
     from testbed.accel import Verdict, Wish
     from testbed.devices import Devices
     from testbed.faults import DoorbellPlan
@@ -258,6 +260,30 @@ class Testbed:
         self._started().drop(name)
         del self.regions[name]
 
+    def revoke(self, region: str, member: str, *ways: Worth, live: Iterable[tuple[int, int]] | None = None,
+               patience: float = 10.0) -> Revocation:
+        """Take a region away from a member. The answer says what that is worth; see docs/isolation.md.
+
+        Args:
+            region: its name.
+            member: who loses it, a VM; for Worth.ABANDONED a host process as well.
+            ways: what is tried, in this order, until one holds: Worth.HARD, Worth.ABANDONED; by default these two.
+            live: what is copied to the fresh region, see `RegionService.abandon`.
+            patience: seconds that a guest has to let go of a device.
+
+        After ABANDONED the remaining VMs have the fresh region plugged, under its own name, and the old one unplugged;
+        who does not let go of that is among `holders`.
+
+        Raises:
+            SpecError: no such region; a way that is not the host's; no port for the fresh region in a remaining VM.
+            RegionError: no such member; its cap of dead mappings is reached. Nothing has changed then.
+            QmpFailed: the guest does not let go, and that was the only way asked for.
+        """
+        # Late: it plugs by this module's functions.
+        from testbed import isolation
+
+        return isolation.revoke(self, region, member, ways or (Worth.HARD, Worth.ABANDONED), live, patience)
+
     def broker_status(self) -> dict[str, Any] | None:
         """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""
         return None if self._broker is None or self._service is None else self._service.broker_status()
@@ -356,9 +382,9 @@ def plugged(vm: Vm, region: Region) -> bool:
     return f"iv-{region.name}" in vm.devices
 
 
-def unplug(vm: Vm, region: Region) -> None:
-    """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in time."""
-    vm.unplug(f"iv-{region.name}")
+def unplug(vm: Vm, region: Region, *, timeout: float = 30.0) -> None:
+    """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in `timeout` s."""
+    vm.unplug(f"iv-{region.name}", timeout=timeout)
     if isinstance(region.attachment(vm.name), DoorbellAttachment):
         vm.remove_chardev(f"ivb-{region.name}")
     else:

@@ -86,6 +86,7 @@ def ps(as_json: Json = False) -> None:
         return
     rows: list[tuple[str, ...]] = []
     regions: list[tuple[str, ...]] = []
+    dead: list[str] = []
     for bed in beds:
         if "error" in bed:
             rows.append((bed["name"], "", bed["error"], str(bed["pid"]), "", "", ""))
@@ -94,12 +95,17 @@ def ps(as_json: Json = False) -> None:
         rows += [(bed["name"], vm["name"], vm["state"], str(vm["pid"]), bed["accel"], age, f"{vm['memory_mib']}M")
                  for vm in bed["vms"]]
         regions += [(bed["name"], region["name"], f"{region['size'] >> 10}K",
-                     ", ".join(map(_member, region["members"]))) for region in bed["regions"]]
+                     ", ".join(map(_member, region["members"])) + (" (a trusted set)" if region["trusted_set"] else ""))
+                    for region in bed["regions"]]
+        dead += [f"{bed['name']}: VM {vm['name']} holds {len(vm['dead_mappings'])} of at most {vm['dead_cap']} dead "
+                 f"mappings: {', '.join(vm['dead_mappings'])}" for vm in bed["vms"] if vm["dead_mappings"]]
         regions += [(bed["name"], net["name"], net["kind"], ", ".join(net["addresses"])) for net in bed["networks"]]
     table(("TESTBED", "VM", "STATE", "PID", "ACCEL", "UP", "MEMORY"), rows)
     if regions:
         out("")
         table(("TESTBED", "REGION/NETWORK", "SIZE/KIND", "MEMBERS"), regions)
+    if dead:
+        out("\n" + "\n".join(dead))
 
 
 def _status(entry: registry.Entry) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from host import wire
 from host.errors import HostError
 from idc.errors import IdcError
 from images import ImageError
-from testbed import registry
+from testbed import isolation, registry
 from testbed.bed import Testbed, plugged
 from testbed.build import open_testbed
 from testbed.errors import SpecError, TestbedError, VmError, VmStopped
@@ -149,9 +149,11 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What `testbed ps` shows: plain data."""
         bed = self.bed
+        dead = isolation.dead(bed)
         vms = [{"name": name, "state": vm.state, "pid": vm.pid, "cpus": vm.spec.cpus, "memory_mib": vm.spec.memory.mib,
                 "ready_seconds": vm.boot_times.ready if vm.boot_times else None, "ip": vm.spec.ip,
-                "console_log": str(vm.log), "qemu_log": str(vm.stderr_log)} for name, vm in bed.vms.items()]
+                "console_log": str(vm.log), "qemu_log": str(vm.stderr_log), "dead_mappings": list(dead.get(name, ())),
+                "dead_cap": 0 if bed.service is None else bed.service.dead_cap} for name, vm in bed.vms.items()]
         regions = []
         for name, region in bed.regions.items():
             assert bed.service is not None
@@ -163,6 +165,7 @@ class Supervisor:
                 members.append({"name": member.name, "rights": member.rights.name.lower(), "present": present,
                                 "incarnation": incarnation, "plugged": vm is not None and plugged(vm, region)})
             regions.append({"name": name, "size": region.header.size, "members": members,
+                            "trusted_set": isolation.trusted_set(region),
                             "channels": [channel.name for channel in region.header.channels],
                             "doorbell_faults": [{"from": pair[0], "to": pair[1], **dataclasses.asdict(counts)}
                                                 for pair, counts in bed.doorbells(name).items()]})
