@@ -43,6 +43,7 @@ def install(directory: Path) -> Path:
     (metadata / "entry_points.txt").write_text("\n".join(["[idc_testbed.devices]", *lines, ""]))
     for source, _ in CLASSES.values():
         (directory / source.name).write_bytes(source.read_bytes())
+        sys.modules.pop(source.stem, None)  # that of an earlier test, whose directory is gone
     return directory
 
 
