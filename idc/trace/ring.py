@@ -167,6 +167,7 @@ class RingSink:
             return
         if not self.reason:
             self.synchronise(tracer, LAST)
+            tracer.report()  # of those as well
         self._over("closed")
         self._channel.close()
         self._buffer = ffi.NULL

@@ -144,14 +144,18 @@ class Tracer:
                 each.drain()
             self._sink.due(self, self.clock())
 
+    def report(self) -> None:
+        """Say what was dropped, if there comes room for that in time. For a sink that logs something as it closes."""
+        if self._unreported and self._sink.await_room(HEADER_BYTES):
+            self._settle(0)
+
     def close(self) -> None:
         """Give away what is there, drops included, and end. Idempotent; what is logged later is dropped."""
         with self.lock:
             if not self._closed:
                 for each in self._endpoints:
                     each.drain()
-                if self._unreported and self._sink.await_room(HEADER_BYTES):
-                    self._settle(0)
+                self.report()
                 self._sink.close(self)
                 self._closed = True
 
