@@ -328,7 +328,8 @@ def test_a_flood_costs_another_domain_little_more_than_a_neighbour_that_spins() 
         assert line(spinner) == line(flooder) == "going"
         flooder.send_signal(signal.SIGSTOP)
         ratios: list[float] = []
-        while not ratios or (ratios[-1] > GUARD and len(ratios) < 4):  # a p99 is at the mercy of whatever else runs here
+        # a p99 is at the mercy of whatever else runs here
+        while not ratios or (ratios[-1] > GUARD and len(ratios) < 4):
             spin, flood = [], []
             for _ in range(8):
                 spin += latencies(back, 400)
