@@ -94,6 +94,11 @@ class Engine:
         return made
 
     @property
+    def core(self) -> Pointer:
+        """The struct idc_engine, for C that submits by itself; only while the endpoint is connected."""
+        return self._core
+
+    @property
     def outstanding(self) -> int:
         """Transactions of `submit` that have not completed; what has completed may still wait for `poll`."""
         return int(self._core.outstanding)
