@@ -9,28 +9,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from idc._core import ffi, lib
 from idc.block import queues
 from idc.block.image import Image, Spec
 from idc.block.lease import RUNTIME
-from idc.block.protocol import Op
+from idc.block.protocol import REQUEST, Op
 from idc.device.driver import BackDriver
-from idc.endpoint import Client, Endpoint, State
-from idc.endpoint.engine import Engine
-from idc.transport.address import open_port
+from idc.pump import Queue, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import ClassVar
 
+    from idc._core import Pointer
     from idc.device.driver import Device
-    from idc.endpoint import IncomingTransaction
-    from idc.region import Region
-    from idc.transport.shared import SharedPort
+    from idc.endpoint import Completion, Endpoint, IncomingTransaction
+    from idc.pump import Place
 
 #: Seconds between two looks whether the image is as it was.
 LOOK: Final = 1.0
@@ -38,12 +37,36 @@ LOOK: Final = 1.0
 log = logging.getLogger("idc.block")
 
 
-class _Queue(Client):
-    """The client of a queue's endpoint: of what the core leaves to Python."""
+class _Shape:
+    """See `idc.pump.queue.Shape`: requests are carried out by image.c.
 
-    def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
-        """See `Client`: no request that the core knows."""
-        transaction.complete(error=errno.EINVAL)
+    Args:
+        core: a struct idc_image.
+        place: of the queue; closed with this.
+    """
+
+    handler = ffi.addressof(lib, "idc_image_handle")
+
+    def __init__(self, core: Pointer, place: Place) -> None:
+        self._core = core
+        self.close = place.close
+
+    def attach(self, pump: Pointer) -> None:
+        """See `Shape`."""
+        pump.context = self._core
+
+    def begin(self, pump: Pointer) -> None:
+        """See `Shape`."""
+
+    def completed(self, cookie: int, completion: Completion) -> None:
+        """See `Shape`: a back end asks nothing."""
+
+    def end(self) -> None:
+        """See `Shape`."""
+
+    def judge(self, transaction: IncomingTransaction) -> str:
+        """See `Shape`."""
+        return f"a request of {len(transaction.parameters)} bytes, {REQUEST.size} are expected"
 
 
 class BlockBack(BackDriver):
@@ -57,54 +80,50 @@ class BlockBack(BackDriver):
         base = str(options["base"])
         spec = Spec(Path(str(options["image"])), Path(base) if base else None, bool(options["read_only"]),
                     bool(options["shared"]))
-        self._queues: list[Endpoint] = []
+        self._queues: list[Queue] = []
         self._looked = 0.0
         self._said = ""
         self.image = Image(spec, f"{device} of {device.peer}", self.runtime)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def open(self, address: str) -> None:
         """See `Driver`."""
         super().open(address)
-        for name in queues.names(int(self.device.options["connections"])):
-            port = open_port(queues.address(address, name))
-            try:
-                if not self._queues:
-                    self._attach(port.regions[0])
-                engine = Engine(0, queues.BACK, handler=ffi.addressof(lib, "idc_image_handle"),
-                                context=self.image.core, messages=0)
-                self._queues.append(engine.endpoint(cast("SharedPort", port), _Queue()))
-            except BaseException:
-                port.close()
-                raise
+        port, count = queues.port(address), int(self.device.options["connections"])
+        try:
+            for number, place in enumerate(places(port.region, count)):
+                if not number:
+                    self.image.attach(place.base, place.theirs, place.theirs_bytes)
+                queue = Queue(f"{self.device} queue {number}", _Shape(self.image.core, place), depth=0,
+                              accepts=queues.BACK, told=self._ring)
+                self._queues.append(queue)
+                queue.start(queues.port(queues.address(address, number)))
+        finally:
+            port.close()
 
-    def _attach(self, region: Region) -> None:
-        """The front end's part of the region is where READ and WRITE may go."""
-        front = queues.front_part(region, own=False)
-        self.image.attach(queues.memory(region), front.offset, front.length)
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
+
+    def fds(self) -> Sequence[int]:
+        """See `Driver`."""
+        return (self._bell,)
 
     def close(self) -> None:
         """See `Driver`."""
+        self._end()
         super().close()
-        for endpoint in self._queues:
-            endpoint.destroy()
 
     def drop(self) -> None:
         """See `Driver`."""
+        self._end()
+        super().drop()
+        self.image.close()
+        os.close(self._bell)
+
+    def _end(self) -> None:
+        while self._queues:
+            self._queues.pop().stop()
         self.image.detach()
-        with contextlib.ExitStack() as held:
-            held.callback(self.image.close)
-            held.callback(super().drop)
-            for endpoint in self._queues:
-                held.callback(endpoint.abandon)
-
-    @property
-    def opened(self) -> bool:
-        """See `Driver`."""
-        return super().opened or any(endpoint.state is not State.DESTROYED for endpoint in self._queues)
-
-    def endpoints(self) -> Sequence[Endpoint]:
-        """See `Driver`."""
-        return (*super().endpoints(), *self._queues)
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
         """See `Client`."""
@@ -120,6 +139,11 @@ class BlockBack(BackDriver):
 
     def work(self) -> bool:
         """See `Driver`."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        for queue in self._queues:
+            if queue.error is not None:
+                raise queue.error
         now = time.monotonic()
         if now - self._looked >= LOOK:
             self._looked = now

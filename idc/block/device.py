@@ -13,9 +13,10 @@ from idc.domain import Service
 from idc.endpoint.frames import Quotas
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from idc.layout import ChannelSpec
+    from idc.device.classes import Queues
+    from idc.device.options import Value
 
 
 class Block(DeviceClass):
@@ -33,9 +34,8 @@ class Block(DeviceClass):
     service = Service("block", Quotas(4, 0, protocol.REQUEST.size, protocol.GEOMETRY.size), 4)
     front = BlockFront
     back = BlockBack
-    room = 60 << 20
 
     @classmethod
-    def channels(cls, front: str, back: str) -> Sequence[ChannelSpec]:
+    def queues(cls, options: Mapping[str, Value]) -> Queues:
         """See `DeviceClass`."""
-        return [*super().channels(front, back), *queues.channels(front, back)]
+        return queues.of(int(options["connections"]))

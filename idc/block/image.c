@@ -11,7 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, BITS_OF_PAGE = 8 * PAGE, ZEROES_AT_ONCE = 64 << 10 };
+enum { PAGE = 4096, BITS_OF_PAGE = 8 * PAGE, ZEROES_AT_ONCE = 64 << 10, TAKES_LONG = 64 << 10 };
 
 struct locks {
     pthread_mutex_t allocate; /* of clusters: a cluster is brought up from the base once */
@@ -370,14 +370,15 @@ int idc_image_do(struct idc_image *i, const struct idc_block_request *request)
 int64_t idc_image_handle(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
                          uint16_t *error)
 {
+    struct idc_pump *pump = context;
     struct idc_block_request request;
     (void)status;
     (void)room;
     if (len != sizeof request)
         return IDC_AGAIN;
     memcpy(&request, parameters, sizeof request);
-    if (request.op == IDC_BLOCK_GEOMETRY)
-        return IDC_AGAIN;
-    *error = (uint16_t)idc_image_do(context, &request);
+    if (request.op != IDC_BLOCK_READ || request.length >= TAKES_LONG)
+        idc_pump_announce(pump); /* what was answered before this one need not wait for it */
+    *error = (uint16_t)idc_image_do(pump->context, &request);
     return 0;
 }

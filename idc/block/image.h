@@ -4,7 +4,7 @@
  */
 #ifndef IDC_IMAGE_H
 #define IDC_IMAGE_H
-#include "transact.h"
+#include "pump.h"
 
 /* cdef begin */
 
@@ -50,7 +50,7 @@ int idc_image_do(struct idc_image *i, const struct idc_block_request *request);
 /* Whether the file still has all its bytes: 0, or EIO, and then for ever. */
 int idc_image_check(struct idc_image *i);
 int idc_image_can_punch(int fd); /* a file: 0 or an errno. Tries it beyond the file's end, so it changes nothing */
-/* An idc_handler; context is the image. GEOMETRY, and what has another length, goes to Python. */
+/* An idc_handler; context is the pump, and the image that pump's. What has another length goes to Python. */
 int64_t idc_image_handle(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
                          uint16_t *error);
 

@@ -3,15 +3,18 @@
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 enum { PAGE = 4096, REQUEST_MAGIC = 0x25609513, REPLY_MAGIC = 0x67446698, REPLY_BYTES = 16, REPLIES_AT_ONCE = 32,
-       BUDGET = 64 };
+       BUDGET = 64, HANDLER_FAILED = 0xFFFF };
 /* Of the kernel's <linux/nbd.h>: the wire's numbers. */
 enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_TRIM = 4, CMD_WRITE_ZEROES = 6, FLAG_FUA = 1 };
 
@@ -27,19 +30,6 @@ struct wire_reply {
     uint32_t magic, error;
     uint8_t handle[8];
 } __attribute__((packed));
-
-void idc_nbd_start(struct idc_nbd *n)
-{
-    n->free = n->waiting = n->out_first = n->out_last = n->out_done = 0;
-    n->wants_room = n->got = n->filling = n->outstanding = 0;
-    n->filled = n->skip = 0;
-    memset(n->used, 0, n->part_pages);
-    for (uint32_t s = IDC_NBD_SLOTS; s > 0; s--) {
-        n->slots[s - 1].state = IDC_NBD_FREE;
-        n->slots[s - 1].next = n->free;
-        n->free = s;
-    }
-}
 
 /* --- slots and buffers --- */
 
@@ -95,21 +85,6 @@ static void give_slot(struct idc_nbd *n, struct idc_nbd_slot *slot)
 static uint8_t *buffer_of(const struct idc_nbd *n, const struct idc_nbd_slot *slot)
 {
     return n->memory + n->part_at + (uint64_t)slot->page * PAGE;
-}
-
-void idc_nbd_open(struct idc_nbd *n, int fd)
-{
-    n->fd = fd;
-    n->end = IDC_NBD_STANDS;
-    n->waiting = n->out_first = n->out_last = n->out_done = n->wants_room = n->got = n->filling = 0;
-    n->skip = 0;
-    for (uint32_t s = 0; s < IDC_NBD_SLOTS; s++) {
-        struct idc_nbd_slot *slot = &n->slots[s];
-        if (slot->state == IDC_NBD_SENT)
-            slot->orphan = 1;
-        else if (slot->state != IDC_NBD_FREE)
-            give_slot(n, slot);
-    }
 }
 
 /* --- to the kernel --- */
@@ -193,10 +168,11 @@ static void wait_for_engine(struct idc_nbd *n, struct idc_nbd_slot *slot)
     n->waiting = index_of(n, slot) + 1;
 }
 
+/* By the pump's thread alone: so nobody else may find the queue ready to go. */
 static bool submit(struct idc_nbd *n, struct idc_nbd_slot *slot)
 {
-    if (n->engine == NULL
-        || idc_engine_submit(n->engine, &slot->request, sizeof slot->request, index_of(n, slot)) != IDC_OK)
+    if (!n->up || !n->go
+        || idc_engine_submit(n->pump->engine, &slot->request, sizeof slot->request, index_of(n, slot)) != IDC_OK)
         return false; /* no slot of the engine, or a connection that is over, of which Python hears in its own time */
     n->replayed += slot->sent_before != 0;
     slot->state = IDC_NBD_SENT;
@@ -214,7 +190,7 @@ static void ready(struct idc_nbd *n, struct idc_nbd_slot *slot)
 static int64_t submit_waiting(struct idc_nbd *n)
 {
     int64_t done = 0;
-    while (n->waiting != 0 && n->engine != NULL) {
+    while (n->waiting != 0 && n->go) {
         struct idc_nbd_slot *slot = &n->slots[n->waiting - 1];
         if (!submit(n, slot))
             break;
@@ -224,10 +200,10 @@ static int64_t submit_waiting(struct idc_nbd *n)
     return done;
 }
 
-void idc_nbd_complete(struct idc_nbd *n, uint64_t cookie, int known, uint32_t error)
+static void complete(struct idc_nbd *n, uint64_t cookie, bool known, uint32_t error)
 {
     if (cookie >= IDC_NBD_SLOTS || n->slots[cookie].state != IDC_NBD_SENT)
-        return; /* of a socket that is gone */
+        return; /* that cannot be */
     struct idc_nbd_slot *slot = &n->slots[cookie];
     if (slot->orphan) {
         give_slot(n, slot);
@@ -237,15 +213,6 @@ void idc_nbd_complete(struct idc_nbd *n, uint64_t cookie, int known, uint32_t er
     } else {
         slot->sent_before++;
         wait_for_engine(n, slot);
-    }
-}
-
-void idc_nbd_fail(struct idc_nbd *n, uint32_t error)
-{
-    while (n->waiting != 0) {
-        struct idc_nbd_slot *slot = &n->slots[n->waiting - 1];
-        n->waiting = slot->next;
-        reply(n, slot, error);
     }
 }
 
@@ -340,12 +307,9 @@ static uint64_t read_some(struct idc_nbd *n)
     return begin(n) ? sizeof n->header : 0;
 }
 
-int64_t idc_nbd_work(struct idc_nbd *n)
+static int64_t work(struct idc_nbd *n)
 {
-    int64_t done = 0;
-    if (n->fd < 0)
-        return 0;
-    done += submit_waiting(n);
+    int64_t done = submit_waiting(n);
     for (int turn = 0; turn < BUDGET && n->end == IDC_NBD_STANDS && !n->wants_room && read_some(n) > 0; turn++)
         done++;
     while (n->end == IDC_NBD_STANDS && n->out_first != 0 && send_some(n) > 0)
@@ -353,22 +317,165 @@ int64_t idc_nbd_work(struct idc_nbd *n)
     return done;
 }
 
-uint32_t idc_nbd_wants(const struct idc_nbd *n)
+/* What the pump is to look for. A header that found no room is not in the socket any more, so it asks to be called. */
+static void set_wants(struct idc_nbd *n)
 {
-    if (n->fd < 0 || n->end != IDC_NBD_STANDS)
+    struct idc_pump_fd *fd = &n->pump->fds[0];
+    bool stands = n->fd >= 0 && n->end == IDC_NBD_STANDS;
+    fd->fd = n->fd;
+    fd->want = !stands ? 0 : (n->wants_room ? 0 : POLLIN) | (n->out_first != 0 ? POLLOUT : 0);
+}
+
+/* --- what its pump calls --- */
+
+static void lock(const struct idc_nbd *n)
+{
+    pthread_mutex_lock(n->lock);
+}
+
+static void unlock(const struct idc_nbd *n)
+{
+    pthread_mutex_unlock(n->lock);
+}
+
+enum { SOCKET = 0, KICK = 1 };
+
+static int64_t from_kernel(struct idc_pump *pump, uint32_t index, uint32_t events)
+{
+    struct idc_nbd *n = pump->context;
+    uint64_t count;
+    if (index == KICK && (events == 0 || read(n->kick_fd, &count, sizeof count) < 0))
         return 0;
-    return (n->wants_room ? 0 : POLLIN) | (n->out_first != 0 ? POLLOUT : 0);
+    lock(n);
+    int64_t done = n->fd >= 0 && n->end == IDC_NBD_STANDS ? work(n) : submit_waiting(n);
+    set_wants(n);
+    unlock(n);
+    return done;
+}
+
+static int answered(struct idc_pump *pump, const struct idc_event *event, const uint8_t *status)
+{
+    struct idc_nbd *n = pump->context;
+    (void)status;
+    lock(n);
+    complete(n, event->cookie, true, event->error == HANDLER_FAILED ? EIO : event->error);
+    set_wants(n);
+    unlock(n);
+    return 0;
+}
+
+/* --- what everybody calls --- */
+
+int idc_nbd_start(struct idc_nbd *n, struct idc_pump *pump)
+{
+    if (n->lock == NULL) {
+        n->lock = malloc(sizeof(pthread_mutex_t));
+        if (n->lock == NULL)
+            return ENOMEM;
+        pthread_mutex_init(n->lock, NULL);
+        n->fd = -1;
+        for (uint32_t s = IDC_NBD_SLOTS; s > 0; s--) {
+            n->slots[s - 1].next = n->free;
+            n->free = s;
+        }
+    }
+    n->pump = pump;
+    pump->ready = from_kernel;
+    pump->done = answered;
+    pump->context = n;
+    pump->count = 2;
+    pump->fds[KICK] = (struct idc_pump_fd){.fd = n->kick_fd, .want = POLLIN};
+    set_wants(n);
+    return 0;
+}
+
+void idc_nbd_stop(struct idc_nbd *n)
+{
+    if (n->lock != NULL)
+        pthread_mutex_destroy(n->lock);
+    free(n->lock);
+    n->lock = NULL;
+}
+
+static void kick(const struct idc_nbd *n)
+{
+    uint64_t one = 1;
+    ssize_t rc = write(n->kick_fd, &one, sizeof one);
+    (void)rc; /* EAGAIN: it is kicked already */
+}
+
+void idc_nbd_open(struct idc_nbd *n, int fd)
+{
+    lock(n);
+    n->fd = fd;
+    n->end = IDC_NBD_STANDS;
+    n->waiting = n->out_first = n->out_last = n->out_done = n->wants_room = n->got = n->filling = 0;
+    n->skip = 0;
+    for (uint32_t s = 0; s < IDC_NBD_SLOTS; s++) {
+        struct idc_nbd_slot *slot = &n->slots[s];
+        if (slot->state == IDC_NBD_SENT)
+            slot->orphan = 1;
+        else if (slot->state != IDC_NBD_FREE)
+            give_slot(n, slot);
+    }
+    unlock(n);
+    kick(n);
+}
+
+void idc_nbd_up(struct idc_nbd *n, int up)
+{
+    lock(n);
+    n->up = up != 0;
+    n->go = 0;
+    set_wants(n);
+    unlock(n);
+}
+
+void idc_nbd_go(struct idc_nbd *n)
+{
+    lock(n);
+    n->failing = 0;
+    n->go = n->up;
+    unlock(n);
+    kick(n);
+}
+
+int64_t idc_nbd_fail(struct idc_nbd *n, uint32_t error)
+{
+    int64_t done = 0;
+    lock(n);
+    if (!n->go) {
+        n->failing = (int32_t)error;
+        while (n->waiting != 0) {
+            struct idc_nbd_slot *slot = &n->slots[n->waiting - 1];
+            n->waiting = slot->next;
+            reply(n, slot, error);
+        }
+        if (n->fd >= 0 && n->end == IDC_NBD_STANDS)
+            done = work(n);
+    }
+    unlock(n);
+    return done;
+}
+
+void idc_nbd_complete(struct idc_nbd *n, uint64_t cookie, int known, uint32_t error)
+{
+    lock(n);
+    complete(n, cookie, known != 0, error);
+    unlock(n);
 }
 
 uint64_t idc_nbd_oldest(const struct idc_nbd *n)
 {
     uint64_t oldest = 0;
+    lock(n);
     for (uint32_t s = 0; s < IDC_NBD_SLOTS; s++) {
         const struct idc_nbd_slot *slot = &n->slots[s];
-        bool open = slot->state == IDC_NBD_READY || slot->state == IDC_NBD_SENT;
+        bool open = (slot->state == IDC_NBD_READY || slot->state == IDC_NBD_SENT) && !slot->orphan;
         if (open && (oldest == 0 || slot->since < oldest))
             oldest = slot->since;
     }
+    unlock(n);
     return oldest;
 }
 

@@ -8,6 +8,7 @@
 #ifndef IDC_NBD_H
 #define IDC_NBD_H
 #include "image.h"
+#include "pump.h"
 
 /* cdef begin */
 
@@ -27,17 +28,21 @@ struct idc_nbd_slot {
     uint32_t sent_before;    /* how often it was at the back end and its outcome is unknown */
 };
 
-/* One connection. Zeroed before its first use but for fd -1; memory is its user's. One thread at a time. */
+/* One connection. Zeroed before its first use but for the descriptors, -1; memory is its user's. Its pump's thread moves
+ * its data; everybody else may call what is below at any time. */
 struct idc_nbd {
-    int32_t fd;              /* non-blocking stream socket; -1: none */
-    int32_t failing;         /* 0, or the errno that every request is answered with */
-    struct idc_engine *engine; /* NULL: requests wait */
+    int32_t kick_fd;         /* eventfd: makes the pump look again */
     uint8_t *memory;         /* the region */
     uint64_t part_at;        /* of it: where buffers are allocated, whole pages */
     uint32_t part_pages, longest;
     uint8_t *used;           /* a byte for each page */
     struct idc_nbd_slot slots[128];
     /* ---- */
+    void *lock;
+    struct idc_pump *pump;
+    int32_t fd;              /* non-blocking stream socket; -1: none */
+    uint32_t up, go;         /* the queue has a connection; requests may be sent by it */
+    int32_t failing;         /* 0, or the errno that every request is answered with */
     uint32_t end;            /* why the socket is of no more use; enum idc_nbd_end */
     uint32_t free, waiting;  /* lists of slots, by index + 1 */
     uint32_t out_first, out_last, out_done; /* replies in order; bytes of the first that are sent */
@@ -49,15 +54,16 @@ struct idc_nbd {
     uint64_t requests, errors, replayed, bytes_in, bytes_out, stalls;
 };
 
-void idc_nbd_start(struct idc_nbd *n);           /* all slots free */
-void idc_nbd_open(struct idc_nbd *n, int fd);    /* a new socket: the kernel sends again what the last one had */
-/* Reads and sends what can be. How much was done: to be called until it is 0. */
-int64_t idc_nbd_work(struct idc_nbd *n);
+int idc_nbd_start(struct idc_nbd *n, struct idc_pump *pump); /* attaches it to its pump. 0 or an errno */
+void idc_nbd_stop(struct idc_nbd *n);            /* nobody uses it any more; closes nothing. Idempotent */
+void idc_nbd_open(struct idc_nbd *n, int fd);    /* a new socket: the kernel sends again what the last one had; or -1 */
+void idc_nbd_up(struct idc_nbd *n, int up);      /* the queue's connection has begun, or is over: requests wait */
+void idc_nbd_go(struct idc_nbd *n);              /* send what waits, and what comes */
+/* Where there is no connection: answers what waits, and what has come meanwhile, with an error. How much was done. */
+int64_t idc_nbd_fail(struct idc_nbd *n, uint32_t error);
 /* A transaction has completed: cookie is the slot. known 0: its outcome is unknown, and it is READY again. */
 void idc_nbd_complete(struct idc_nbd *n, uint64_t cookie, int known, uint32_t error);
-void idc_nbd_fail(struct idc_nbd *n, uint32_t error); /* answers every request that is READY */
 uint64_t idc_nbd_oldest(const struct idc_nbd *n); /* ns, when the oldest came that is not answered; 0: there is none */
-uint32_t idc_nbd_wants(const struct idc_nbd *n);  /* poll(2) events that there is something to do for */
 /* Stays in memory, and writes back no other's pages for its own: mlockall and PR_SET_IO_FLUSHER. 0 or an errno. */
 int idc_nbd_settle(void);
 

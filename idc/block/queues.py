@@ -1,25 +1,19 @@
-"""The channels of a block device beside "device": one for each connection of the front end's kernel. No policy.
+"""The queues of a block device: one for each connection of the front end's kernel.
 
-Depends on idc.layout, idc.endpoint.
+Depends on idc.device and idc.endpoint.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
-from idc._core import ffi
 from idc.block import protocol
-from idc.endpoint import frames
+from idc.device.classes import Queues, queue_channel
 from idc.endpoint.frames import Quotas
-from idc.errors import NotConnectedError
-from idc.layout import SLOT_HEADER_BYTES, ChannelSpec, Kind
+from idc.transport.address import open_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from idc._core import Pointer
-    from idc.layout import Part
-    from idc.region import Region
+    from idc.transport.shared import SharedPort
 
 #: Most connections of a device.
 MOST: Final = 4
@@ -28,44 +22,20 @@ REQUESTS: Final = 128
 #: What the back end accepts in a queue, and the front end.
 BACK: Final = Quotas(REQUESTS, 0, protocol.REQUEST.size, 0)
 FRONT: Final = Quotas(0, 0, 0, 0)
-#: Bytes of a slot: a request takes the first cache line of it; the longest is a BYE with its reason.
-SLOT: Final = -(-(SLOT_HEADER_BYTES + frames.HEADER_BYTES + frames.REASON_BYTES) // 64) * 64
-SLOTS: Final = 256
+#: Bytes for buffers of each queue.
+ROOM: Final = 12 << 20
 
 
-def names(count: int) -> list[str]:
-    """Of the channels of so many queues."""
-    return [f"queue-{n}" for n in range(count)]
+def of(connections: int) -> Queues:
+    """Of a device with so many connections."""
+    return Queues(connections, BACK, REQUESTS, ROOM)
 
 
-def channels(front: str, back: str) -> Sequence[ChannelSpec]:
-    """All that a device may use."""
-    return [ChannelSpec(name, Kind.MESSAGE, front, back, 1 << (SLOTS * SLOT - 1).bit_length(), SLOT)
-            for name in names(MOST)]
-
-
-def address(device: str, queue: str) -> str:
+def address(device: str, number: int) -> str:
     """Of a queue, from the address of the channel "device"."""
-    return f"{device.rpartition('/')[0]}/{queue}"
+    return f"{device.rpartition('/')[0]}/{queue_channel(number)}"
 
 
-def front_part(region: Region, *, own: bool) -> Part:
-    """The part of the region that the front end allocates from: this member's own, or its peer's.
-
-    Raises NotConnectedError if the region has none.
-    """
-    here = region.member
-    for member in region.header.members:
-        if (member.id == here) is own:
-            for part in region.header.parts_of(member.id):
-                return part
-    raise NotConnectedError(f"region {region.header.name!r} has no room for buffers")
-
-
-def memory(region: Region) -> Pointer:
-    """Where the region is mapped: valid until it is closed, and no reason for it to stay open."""
-    view = ffi.from_buffer("uint8_t *", region.memory)
-    try:
-        return ffi.cast("uint8_t *", int(ffi.cast("uintptr_t", view)))
-    finally:
-        ffi.release(view)
+def port(address: str) -> SharedPort:
+    """At an address of a region's channel. Raises as `open_port`."""
+    return cast("SharedPort", open_port(address))

@@ -67,4 +67,4 @@ class FakeBlock(Block):
     name = "fakeblock"
     options: ClassVar = {**Block.options, "kernel": Option("", "socket"), "runtime": Option("", "directory")}
     front = FakeFront
-    back = FakeBack
+    back: ClassVar = FakeBack
