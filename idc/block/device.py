@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from idc.device.classes import Queues
+    from idc.device.driver import BackDriver, FrontDriver
     from idc.device.options import Value
 
 
@@ -32,8 +33,8 @@ class Block(DeviceClass):
         "timeout": Option(30.0, "seconds without a back end until requests fail with EIO", 1, 86400),
     }
     service = Service("block", Quotas(4, 0, protocol.REQUEST.size, protocol.GEOMETRY.size), 4)
-    front = BlockFront
-    back = BlockBack
+    front: ClassVar[type[FrontDriver]] = BlockFront
+    back: ClassVar[type[BackDriver]] = BlockBack
 
     @classmethod
     def queues(cls, options: Mapping[str, Value]) -> Queues:

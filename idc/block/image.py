@@ -95,7 +95,8 @@ class Image:
                     overlay.create(spec.path, spec.base, base)
         fd = self._file(spec.path, os.O_RDONLY if spec.read_only else os.O_RDWR)
         about = os.fstat(fd)
-        Lease(fd, spec.path, device, exclusive=not (spec.shared or spec.read_only), runtime=runtime)
+        lease = Lease(fd, spec.path, device, exclusive=not (spec.shared or spec.read_only), runtime=runtime)
+        self._held.callback(lease.release)
         self._fields = {"fd": fd, "base": base, "read_only": spec.read_only, "longest": LONGEST,
                         "is_device": stat.S_ISBLK(about.st_mode)}
         size = os.lseek(fd, 0, os.SEEK_END)

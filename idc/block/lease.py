@@ -52,9 +52,11 @@ class Lease:
         about = os.fstat(fd)
         self._note = runtime / f"lease-{about.st_dev:x}-{about.st_ino:x}"
         self._fd = fd
+        self._exclusive = exclusive
+        self._inode = about.st_ino
         mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         if not self._lock(mode):
-            holder = _holder(self._note)
+            holder = self._holder()
             if holder is not None and holder[0] == device and holder[1] != os.getpid():
                 _end(holder[1], f"{path}: process {holder[1]} was the back end of {device} before")
             if not self._lock(mode):
@@ -65,6 +67,22 @@ class Lease:
             fresh = self._note.with_suffix(f".{os.getpid()}")
             fresh.write_text(json.dumps([device, os.getpid(), _began(os.getpid())]))
             fresh.replace(self._note)
+
+    def release(self) -> None:
+        """Others may use it, once the file is closed."""
+        if self._exclusive:
+            self._note.unlink(missing_ok=True)
+
+    def _holder(self) -> tuple[str, int] | None:
+        """(device, process) of who wrote the note, if that process has the lock."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            device, process, began = json.loads(self._note.read_text())
+            locks = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
+            if _began(process) == began and any(
+                    words[0] == "FLOCK" and words[3] == str(process) and words[4].split(":")[2] == str(self._inode)
+                    for words in locks if len(words) > 4):
+                return str(device), int(process)
+        return None
 
     def _lock(self, mode: int) -> bool:
         try:
@@ -77,15 +95,6 @@ class Lease:
 def _began(process: int) -> str:
     """When a process began: with its number, it is the only one."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-
-
-def _holder(note: Path) -> tuple[str, int] | None:
-    """(device, process) of who wrote the note, if that process still is."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        device, process, began = json.loads(note.read_text())
-        if _began(process) == began:
-            return str(device), int(process)
-    return None
 
 
 def _end(process: int, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The device class `block` for processes: the test is the kernel, and gets its commands and sockets by a Unix socket."""
+"""The device class `block` for processes: the test is the kernel, and gets commands and sockets by a Unix socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idc.block.back import BlockBack
 from idc.block.device import Block
 from idc.block.front import BlockFront
 from idc.block.netlink import Disk, Kernel, NbdError
-from idc.device import Option
+from idc.device import BackDriver, Option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,4 +67,4 @@ class FakeBlock(Block):
     name = "fakeblock"
     options: ClassVar = {**Block.options, "kernel": Option("", "socket"), "runtime": Option("", "directory")}
     front = FakeFront
-    back: ClassVar = FakeBack
+    back: ClassVar[type[BackDriver]] = FakeBack
