@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from testbed import keeper
 from testbed.bench.errors import BenchFailed
 from testbed.bench.facts import ROOT
 from testbed.bench.groups import Found
@@ -145,8 +146,10 @@ def _turn(run: Run, version: Version, setting: Setting) -> None:
     argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", "--quiet",
             "--domains", ",".join(sorted(setting.domains)), "--accel", setting.accel, "--qemu", setting.qemu,
             *setting.names]  # fmt: skip
-    # -u and env: the data directory goes by env(1), so that the run's mark stays in the environment.
-    _must(run, ["env", "-u", "PYTHONPATH", f"IDC_TESTBED_DATA={version.data}", *argv], cwd=version.root,
+    # Not marked as this run's: it has a run and a keeper of its own, which by that mark would be ended before they
+    # could end their VMs. Instead the kernel asks it to end when this process dies.
+    alone = ["setpriv", "--pdeathsig", "TERM", "env", "-u", "PYTHONPATH", "-u", keeper.ENV_NAME]
+    _must(run, [*alone, f"IDC_TESTBED_DATA={version.data}", *argv], cwd=version.root,
           what=f"{version.name} ({version.root.name if version.name == 'base' else 'this tree'})")
 
 
@@ -159,8 +162,11 @@ def _must(run: Run, argv: Sequence[str], *, cwd: Path | None = None, what: str =
         except BaseException:
             # Asked before the run's end does it by force: it has VMs of its own to end.
             process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its keeper ends the rest
+                process.wait()
             raise
         if code != 0:
             lines = path.read_text(errors="replace").strip().splitlines()

@@ -40,8 +40,8 @@ _LESS = frozenset({"ns", "us", "ms", "s", "MB", "%"})
 #: What must be equal for two runs to be comparable at all, by the word for it; and what for rows that VMs took part in.
 _HOST = ("host_id", "cpu", "cpus", "memory_mib", "machine", "kernel", "hypervisor")
 _OPTIONS = ("pinning", "python")
-_VM_HOST = {"QEMU": ("qemu",), "guest": ("guest_kernel", "guest_python", "guest_cpu"),
-            "options": ("mapping", "network", "netdev", "mtu", "offloads")}
+_VM_OPTIONS = ("mapping", "network", "netdev", "mtu", "offloads")
+_GUEST = ("guest_kernel", "guest_python", "guest_cpu")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def conditions(first: Result, second: Result) -> list[str]:
     found = []
     if virtual and first.accel != second.accel:
         found.append(f"accelerator: {first.accel} and {second.accel}")
-    groups = {"host": _HOST, "options": _OPTIONS} | (_VM_HOST if virtual else {})
+    groups = {"host": _HOST, "options": _OPTIONS}
+    if virtual:
+        groups |= {"options": (*_OPTIONS, *_VM_OPTIONS), "QEMU": ("qemu",), "guest": _GUEST}
     for word, names in groups.items():
         for name in names:
             one, two = first.host.get(name), second.host.get(name)

@@ -40,9 +40,9 @@ DRAWS: Final = 4000
 SEED: Final = 20050416
 #: Statistics nearer than this are the same one, summed in another order.
 _SAME: Final = 1e-9
-#: A turn that lies further out than so many times the median distance counts as lying there: one stall must not hide
-#: what all other turns agree on. The bound does not depend on labels, so the test stays exact.
-_CLIP: Final = 3.0
+#: A turn that lies further out than so many times the median distance says nothing: one stall must not hide what all
+#: others agree on. Which turns these are does not depend on the labels, so the test stays exact.
+_FAR: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,20 @@ class Tested:
 def paired(differences: Floats) -> Tested:
     """`differences` of logarithms: turns x rows, at least one turn."""
     turns, _ = differences.shape
-    distance = np.abs(differences)
-    bound = _clip(distance)
-    clipped = np.clip(differences, -bound, bound)
+    counted = np.where(_near(np.abs(differences)), differences, 0.0)
     # |t| grows with the mean over the root of the mean square, which is between 0 and 1 and needs no division by a
     # variance that may be nothing.
-    size = np.sqrt(turns * np.sum(clipped**2, axis=0))
+    size = np.sqrt(turns * np.sum(counted**2, axis=0))
     size[size == 0] = 1.0
     signs, exact = _signs(turns)
-    return _judge(np.abs(signs @ clipped) / size, exact=exact, both=2)
+    return _judge(np.abs(signs @ counted) / size, exact=exact, both=2)
 
 
 def apart(first: Floats, second: Floats) -> Tested:
     """Logarithms of both: turns x rows, the same rows; at least one turn each."""
     pool = np.concatenate([first, second])
-    middle = np.median(pool, axis=0)
-    bound = _clip(np.abs(pool - middle))
-    pool = np.clip(pool, middle - bound, middle + bound) - middle
+    pool -= np.median(pool, axis=0)
+    pool = np.where(_near(np.abs(pool)), pool, 0.0)
     pool -= pool.mean(axis=0)
     size = np.sqrt(np.sum(pool**2, axis=0))
     size[size == 0] = 1.0
@@ -91,10 +88,10 @@ def apart(first: Floats, second: Floats) -> Tested:
     return _judge(np.abs(labels @ pool) * scale / size, exact=exact, both=2 if one == two else 1)
 
 
-def _clip(distances: Floats) -> Floats:
-    """How far out a turn of each row may lie. Where most turns lie on the same spot, nothing is far."""
-    bound = _CLIP * np.median(distances, axis=0)
-    return np.asarray(np.where(bound > 0, bound, np.inf))
+def _near(distances: Floats) -> NDArray[np.bool_]:
+    """Which turns count. Where most lie on the same spot, nothing is far."""
+    bound = _FAR * np.median(distances, axis=0)
+    return np.asarray((distances <= bound) | (bound == 0))
 
 
 def _judge(statistics: Floats, *, exact: bool, both: int) -> Tested:
