@@ -29,6 +29,7 @@ RUN_COMMANDS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.erofs": "erofs-utils",
     "gcc": "gcc",
+    "mount": "mount",  # not in the smallest of Debian's systems; the image builder mounts in a namespace of its own
 }
 #: Lines of a failed apt that are shown.
 APT_TAIL = 25
