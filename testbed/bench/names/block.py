@@ -20,6 +20,7 @@ from testbed.bed import Testbed
 from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Found
 from testbed.bench.names import Bench
+from testbed.bench.places import places_for_each
 from testbed.bench.rows import Row
 from testbed.qemu_args import Disk
 from testbed.template_build import cpu_seconds
@@ -64,8 +65,9 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
                                                  notify=setting.steps.say) as bed:
         disk.write(bytes(SIZE))
         disk.flush()
-        front, back = bed.boot(bed.spec("front", memory_mib=512, disks=(Disk(Path(disk.name)),)),
-                               bed.spec("back", memory_mib=768), network=network)
+        near, far = ((pin,) if pin is not None else () for pin in places_for_each()[:2])
+        front, back = bed.boot(bed.spec("front", memory_mib=512, pin=near, disks=(Disk(Path(disk.name)),)),
+                               bed.spec("back", memory_mib=768, pin=far), network=network)
         ways = _prepare(bed, front, back, network.members[1].address)
         for turn in range(rounds):
             for op, job, size, depth in JOBS:
