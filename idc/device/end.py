@@ -77,6 +77,7 @@ class End:
         self._here = here
         self._find = find
         self._sockets = sockets
+        self._stays = False
         self._pause = FIRST_PAUSE
         self._retry_at = 0.0
         self._now = now[1]
@@ -91,9 +92,10 @@ class End:
         """Whether it is not wanted, and closed."""
         return not self.machine.facts.wanted and self.state is State.CLOSED
 
-    def unwant(self, why: str) -> None:
-        """From now on it is to be closed."""
+    def unwant(self, why: str, *, stays: bool = False) -> None:
+        """From now on it is to be closed. With `stays` the device is still attached, and other drivers will come."""
         facts = self.machine.facts
+        self._stays = stays and (facts.wanted or self._stays)
         if facts.wanted:
             facts.wanted, facts.reason = False, why
 
@@ -193,6 +195,8 @@ class End:
 
     def _close(self) -> bool:
         if self.driver is not None:
+            if not self._stays:
+                self.driver.detached()
             self.driver.close()
             self.machine.facts.open = self.driver.opened
             self.machine.facts.connected = False
