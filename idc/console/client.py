@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from idc.console import protocol
 from idc.console.protocol import ConsoleError, Fault, Op, Request, Size
-from idc.console.service import PROGRAM
+from idc.console.service import REQUESTS, resources
 from idc.endpoint import Client, Completion, Endpoint, Result, State
 from idc.endpoint.blocking import Caller
 from idc.errors import IdcError, OutcomeUnknownError, ProtocolError, TimedOutError, TransactionError
@@ -84,7 +84,7 @@ class Attachment(Client):
         self._size: Size | None = None
         self._under_way: set[Op] = set()
         self._not_before = 0.0
-        self.endpoint = Endpoint(port, self, PROGRAM.resources(), "the console device")
+        self.endpoint = Endpoint(port, self, resources(REQUESTS), "the console device")
 
     # -- what it is for
 
@@ -287,7 +287,7 @@ def hang_up(port: Port, terminal: str, timeout: float = 10.0) -> None:
 
 
 def _call(port: Port, request: Request, timeout: float) -> bytes:
-    with Caller(port, PROGRAM.resources()) as caller:
+    with Caller(port, resources(REQUESTS)) as caller:
         deadline = time.monotonic() + timeout
         while True:
             try:

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from idc.console import protocol
 from idc.console.protocol import ConsoleError, Fault, Op, Request
-from idc.console.service import PROGRAM, PROGRAMS, SERVICE
+from idc.console.service import ALL, PROGRAMS, REQUESTS, quotas, resources
 from idc.device import BackDriver, Device, DeviceClass, Option
 from idc.device.driver import SocketFront
+from idc.domain import Service
 from idc.endpoint import Client, Completion, Endpoint, IncomingTransaction, Resources, Result, State
 from idc.errors import MisuseError
 from idc.transport.unix import UnixPort
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-#: Seconds for the process with the terminals to be there, before it is started again.
-START: Final = 5.0
+#: Seconds between two starts of the process with the terminals, if it does not stay.
+START: Final = 1.0
 #: How often it is started in a row, before this end gives up for a while.
 STARTS: Final = 4
 
@@ -52,7 +53,7 @@ class ConsoleFront(SocketFront):
 
     def resources(self) -> Resources:
         """See `SocketFront`. So small that the device has a slot for each request of every program."""
-        return PROGRAM.resources()
+        return resources(REQUESTS)
 
     def asked(self, program: object, parameters: bytes) -> None:
         """See `SocketFront`."""
@@ -95,7 +96,7 @@ class ConsoleBack(BackDriver):
         self._waiting: deque[IncomingTransaction] = deque()
         self._starts = 0
         self._start_at = 0.0
-        self._link = Endpoint(UnixPort(str(self._path)), Client(), SERVICE.resources(), "the terminals")
+        self._link = Endpoint(UnixPort(str(self._path)), Client(), resources(ALL), "the terminals")
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Driver`."""
@@ -105,11 +106,14 @@ class ConsoleBack(BackDriver):
         """See `Driver`. Raises OSError if the process with the terminals does not stay."""
         if self._link.state is State.CONNECTED:
             self._starts = 0
-        elif (now := time.monotonic()) >= self._start_at and not _held(self._path):
-            if self._starts >= STARTS:
-                raise OSError("the process with the terminals does not stay; the log of the drivers says why")
-            self._starts, self._start_at = self._starts + 1, now + START
-            self._start()
+        elif (now := time.monotonic()) >= self._start_at and (lock := _lock(self._path)) >= 0:
+            try:
+                if self._starts >= STARTS:
+                    raise OSError("the process with the terminals does not stay; the log of the drivers says why")
+                self._starts, self._start_at = self._starts + 1, now + START
+                self._start(lock)
+            finally:
+                os.close(lock)
         return self._flush()
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
@@ -146,20 +150,20 @@ class ConsoleBack(BackDriver):
             busy = True
         return busy
 
-    def _start(self) -> None:
+    def _start(self, lock: int) -> None:
         """In the background and in a session of its own, so that it is nobody's child when this process ends."""
-        words = [sys.executable, "-m", "idc.console.server", "--socket", str(self._path),
+        words = [sys.executable, "-m", "idc.console.server", "--socket", str(self._path), "--lock", str(lock),
                  "--terminals", str(self._options["terminals"]), "--scrollback", str(self._options["scrollback"]),
                  "--", *self._command]
-        subprocess.run(["/bin/sh", "-c", '"$@" &', "sh", *words], stdin=subprocess.DEVNULL, start_new_session=True,
-                       check=True)
+        subprocess.run(["/bin/sh", "-c", '"$@" &', "sh", *words], stdin=subprocess.DEVNULL, pass_fds=[lock],
+                       start_new_session=True, check=True)
 
 
 class Console(DeviceClass):
     """Terminals of the back end's domain, used in the front end's"""
 
     name = "console"
-    service = SERVICE
+    service = Service("console", quotas(ALL), ALL)
     options: ClassVar[Mapping[str, Option]] = {
         "command": Option("/bin/sh -l", "what runs in each terminal: a program and its arguments"),
         "terminals": Option(16, "most of them at a time", least=1, most=protocol.MOST_TERMINALS),
@@ -191,16 +195,15 @@ def _words(command: str) -> list[str]:
     return words
 
 
-def _held(path: Path) -> bool:
-    """Whether there is a process with those terminals: it holds the lock beside its socket."""
-    try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+def _lock(path: Path) -> int:
+    """The lock beside a socket, which the process with those terminals inherits and holds as long as it lives: -1 if
+    there is one.
+    """
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    finally:
         os.close(lock)
-    return False
+        return -1
+    return lock

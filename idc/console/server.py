@@ -1,18 +1,17 @@
 """The process that has the terminals of a device, so that they outlive the drivers of their domain.
 
-    python3 -m idc.console.server --socket PATH --terminals N --scrollback BYTES -- COMMAND...
+    python3 -m idc.console.server --socket PATH --lock FD --terminals N --scrollback BYTES -- COMMAND...
 
 The driver of the device's back end starts it, and connects to the Unix socket at PATH (0600); the newest connection
 counts. While no driver is there its programs go on. SIGTERM hangs them all up, and ends it once they have ended, or
-after a while; without programs and driver it ends by itself. Where there is one for PATH already, another one ends at
-once. Depends on idc.console.terminals and idc.endpoint.
+after a while; without programs and driver it ends by itself. FD is a lock that shows that it lives. Depends on
+idc.console.terminals and idc.endpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import select
@@ -22,11 +21,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from idc.console.service import SERVICE
+from idc.console.service import ALL, resources
 from idc.console.terminals import Terminals
-from idc.device.driver import listen
 from idc.endpoint import Endpoint, State
-from idc.transport.unix import AcceptedPort
+from idc.transport.unix import AcceptedPort, listen
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -46,7 +44,7 @@ class Server:
 
     def __init__(self, path: Path, terminals: Terminals) -> None:
         self._terminals = terminals
-        self._listener = listen(path)
+        self._listener = listen(path, 4)
         self._driver: Endpoint | None = None
         self._met = False
         self._stopped = False
@@ -86,7 +84,7 @@ class Server:
             connection, _ = self._listener.accept()
             if self._driver is not None:
                 self._driver.abandon()
-            self._driver = Endpoint(AcceptedPort(connection), self._terminals, SERVICE.resources(), "the driver")
+            self._driver = Endpoint(AcceptedPort(connection), self._terminals, resources(ALL), "the driver")
             self._met = False
         self._terminals.look()
         driver = self._driver
@@ -131,32 +129,17 @@ class Server:
                 os.read(fd, 64)
 
 
-def _alone(path: Path) -> bool:
-    """Take the lock that goes with the socket; it is held until this process ends. False if another one has it."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for _ in range(10):  # a driver that looks whether somebody has it holds it for a moment
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-        else:
-            return True
-    os.close(lock)
-    return False
-
-
 def main() -> int:
     """Command line: see the module's text."""
     parser = argparse.ArgumentParser(prog="idc.console.server", description="terminals of one device")
     parser.add_argument("--socket", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--lock", type=int, required=True, metavar="FD")
     parser.add_argument("--terminals", type=int, required=True, metavar="N")
     parser.add_argument("--scrollback", type=int, required=True, metavar="BYTES")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="terminals: %(message)s", stream=sys.stderr)
-    if not _alone(args.socket):
-        return 0
+    os.set_inheritable(args.lock, False)
     server = Server(args.socket, Terminals(args.command, args.terminals, args.scrollback, time.monotonic))
     try:
         server.run()

@@ -11,19 +11,17 @@ Depends on idc.device.options and states, idc.endpoint, idc.transport.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Resources, Result, State
-from idc.errors import MisuseError
 from idc.transport.address import open_port
-from idc.transport.unix import AcceptedPort
+from idc.transport.unix import AcceptedPort, listen
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
 
     from idc.device.options import Value
@@ -155,7 +153,7 @@ class SocketFront(FrontDriver):
     def __init__(self, device: Device) -> None:
         super().__init__(device)
         self._path = device.sockets / str(device)
-        self._listener = listen(self._path)
+        self._listener = listen(self._path, PROGRAMS)
         self._programs: list[_Program] = []
 
     def resources(self) -> Resources:
@@ -270,23 +268,3 @@ class _Program(Client):
                 item.fail(completion.reason)
 
         return answered
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening socket there; a socket that a dead process left gives way. Raises OSError, MisuseError."""
-    if len(os.fsencode(path)) > 107:
-        raise MisuseError(f"{path}: the path of a socket has 107 bytes at most")
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        path.unlink(missing_ok=True)
-        old = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(old)
-        listener.listen(PROGRAMS)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
