@@ -134,7 +134,9 @@ def test_a_person_edits_with_vi_resizes_leaves_and_comes_back(bed: Bed) -> None:
     with bed.person("back", "edit", rows=30, columns=90) as person:
         person.expect("hello from afar")
         person.expect(r"\x1b\[30;1H")
-        person.send("osecond line\x1b:wq\r")
+        person.send("osecond line\x1b")
+        person.expect(r"- /tmp/note \[Modified\] 2/2")
+        person.send(":wq\r")  # what follows an Escape at once would be part of a key's sequence
         person.expect("#")
         person.send("exit 4\r")
         person.expect("ended with exit code 4")
