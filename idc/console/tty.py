@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 #: Seconds for the device to answer: the first time a program starts in an emulated guest.
-PATIENCE: Final = 60.0
+PATIENCE: Final = 120.0
 #: Questions to a terminal, which it would answer as if somebody typed: not to be asked again by what was kept.
 _QUESTION: Final = re.compile(rb"\x1b\[[0-9;?>=]*[nc]|\x1b\[[?>]?[0-9;]*\$p|\x05")
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PROGRAMS: Final = 16
 #: Comparisons of the clocks when the ends meet, and at the end; seconds between others while programs log.
 FIRST, LAST = 8, 4
-EVERY: Final = 0.25
+EVERY: Final = 1.0
 #: Seconds that the front end has, when it is closed, to have all written.
 FAREWELL: Final = 10.0
 #: Seconds after which a stream is over of which a new connection has said nothing: its front end has died.
