@@ -128,8 +128,13 @@ class ConsoleBack(BackDriver):
         self._link.disconnect("the front end is gone")
         done()
 
-    def detached(self) -> None:
-        """See `Driver`. Programs are hung up."""
+    def close(self) -> None:
+        """See `Driver`. With the device its programs end; if drivers are only unloaded they stay."""
+        if self.gone:
+            self._hang_up()
+        super().close()
+
+    def _hang_up(self) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:  # where nobody is, nothing runs
             probe.connect(str(self._path))
             process, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -71,10 +71,12 @@ class Driver(Client):
     Attributes:
         device: what it drives.
         endpoint: to the other end while the region is open, else None.
+        gone: set before `close`: the device is detached; else its drivers are unloaded, and may be back soon.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.gone = False
         self.endpoint: Endpoint | None = None
 
     def open(self, address: str) -> None:
@@ -90,11 +92,6 @@ class Driver(Client):
         """End what was opened; `opened` says when it is over."""
         if self.endpoint is not None:
             self.endpoint.destroy()
-
-    def detached(self) -> None:
-        """The host takes the device away: end what would outlive this driver. Before `close`, and not when drivers are
-        only unloaded or killed: others take over then.
-        """
 
     def drop(self) -> None:
         """End at once whatever is left. Idempotent."""

@@ -217,7 +217,7 @@ class TraceBack(BackDriver):
         self._stores: dict[int, StoreWriter] = {}
         self._heard: set[int] = set()
         self._forget_at = 0.0
-        self._detached = self._closed = False
+        self._closed = False
         self._ending: float | None = None
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
@@ -258,13 +258,9 @@ class TraceBack(BackDriver):
             self._end(stream, "its domain's drivers died")
         return True
 
-    def detached(self) -> None:
-        """See `Driver`."""
-        self._detached = True
-
     def close(self) -> None:
         """See `Driver`. Once the front end has given away all that it has, and is gone."""
-        if not self._detached:
+        if not self.gone:
             super().close()
         elif self._ending is None:
             self._ending = time.monotonic() + FAREWELL + 1.0

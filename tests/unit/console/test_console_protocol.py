@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idc.console import protocol
 from idc.console.output import Output
 from idc.console.protocol import ConsoleError, Fault, Op, Request, Size, parse
 from idc.errors import ProtocolError
+
+#: How long one example takes says nothing on a machine that others use too.
+PATIENT = settings(deadline=None)
 
 
 @pytest.mark.parametrize("request_", [
@@ -27,6 +30,7 @@ def test_a_request_arrives_as_it_was_sent(request_: Request) -> None:
     assert parse(packed).op is request_.op
 
 
+@PATIENT
 @given(st.binary(max_size=80))
 def test_whatever_a_stranger_sends_is_a_request_or_refused(data: bytes) -> None:
     fault, request = None, None
@@ -74,6 +78,7 @@ def test_what_a_peer_answers_is_checked_and_fit_to_be_shown() -> None:
     assert "which this version does not know" in str(protocol.fault(99, b"odd"))
 
 
+@PATIENT
 @given(st.lists(st.tuples(st.sampled_from(["append", "trim", "read"]), st.integers(0, 300), st.integers(1, 100))))
 def test_output_has_the_bytes_that_were_put_out_at_their_positions(steps: list[tuple[str, int, int]]) -> None:
     output, everything = Output(), b""
