@@ -127,6 +127,7 @@ def test_channel_block_in_layout() -> None:
     assert _offsets("Channel block", "area") == {
         "side A": layout.SIDE_A, "side B": layout.SIDE_B,
         "ring A to B": layout.RING_AB, "ring B to A": layout.RING_BA,
+        "ring records": layout.RECORD_AB, "side records": layout.RECORD_A,
     }  # fmt: skip
     assert _offsets("Side words", "word") == {
         "epoch": layout.SIDE_EPOCH, "ack": layout.SIDE_ACK, "state": layout.SIDE_STATE,
@@ -136,6 +137,24 @@ def test_channel_block_in_layout() -> None:
     assert (entry.data_ab, entry.data_ba) == (4096 + 4096, 4096 + 4096 + 8192)
     state = next(row["meaning"] for row in TABLES["Side words"] if row["word"] == "state")
     assert state == ", ".join(f"{member.value} {member.name.lower()}" for member in SideState)
+
+
+def test_records_for_observers() -> None:
+    places = {row["ring"] + row["writer"].partition(",")[2]: int(row["offset"])
+              for row in TABLES["Record of a ring's end"]}
+    more = layout.RING_RECORD_BYTES
+    assert places == {"A to B producer": layout.RECORD_AB, "A to B consumer": layout.RECORD_AB + more,
+                      "B to A producer": layout.RECORD_BA, "B to A consumer": layout.RECORD_BA + more}
+    counts = _offsets("Words of such a record, each of 8 bytes", "count")
+    assert counts == {name: 8 * n for n, name in enumerate(layout.RING_RECORD)}
+    fields = [(name, kind) for name, kind in ffi.typeof("struct idc_counters").fields]
+    assert {name: kind.offset for name, kind in fields} == counts
+    side = TABLES["Record of a side, at 1536 for A and 1792 for B"]
+    assert (layout.RECORD_A, layout.RECORD_B) == (1536, 1792)
+    trips = {name: (kind.offset, ffi.sizeof(kind.type)) for name, kind in ffi.typeof("struct idc_trips").fields}
+    del trips["observed"]
+    assert {row["what"]: (int(row["offset"]), int(row["size"])) for row in side} == trips
+    assert list(trips) == [*layout.SIDE_RECORD, "buckets"]
 
 
 def test_ring_words_in_layout() -> None:
