@@ -65,12 +65,16 @@ class ProgramError(ImageError):
     Attributes: `command` (as it can be pasted into a shell), `status` (exit code, negative for a signal), `log`.
     """
 
-    def __init__(self, what: str, command: str, status: int, log: Path) -> None:
+    def __init__(self, what: str, command: str, status: int, log: Path, since: int = 0) -> None:
+        """`since`: where in the log the program's own output begins, bytes."""
         self.command, self.status, self.log = command, status, log
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_bytes()[since:].decode(errors="replace").splitlines()
         text = "\n".join(lines)
         end = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
-        parts = [f"{what} failed: it ended {end}", f"  command: {command}", f"  log: {log}"]
+        # A command with a script in it is long, and stands whole in the log.
+        first, *more = command.splitlines()
+        shown = f"{first} ... (whole in the log)" if more else first
+        parts = [f"{what} failed: it ended {end}", f"  command: {shown}", f"  log: {log}"]
         parts += [f"  | {line}" for line in lines[-_TAIL_LINES:]]
         parts += [f"  try: {hint}" for pattern, hint in _HINTS if pattern in text][:1]
         super().__init__("\n".join(parts))

@@ -83,6 +83,7 @@ class Runner:
             errors = stack.enter_context(log.open("ab"))
             errors.write(f"+ {shown}\n".encode())
             errors.flush()
+            since = errors.tell()
             output = stack.enter_context(stdout.open("wb")) if stdout else subprocess.PIPE
             with self._lock:
                 if self._cancelled:
@@ -101,7 +102,7 @@ class Runner:
                 with self._lock:
                     self._running.discard(process)
         if process.returncode != 0:
-            raise ProgramError(what, shown, _status(process.returncode), log)
+            raise ProgramError(what, shown, _status(process.returncode), log, since)
         return text.decode(errors="replace") if text else ""
 
 

@@ -29,7 +29,10 @@ RUN_COMMANDS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.erofs": "erofs-utils",
     "gcc": "gcc",
+    "mount": "mount",  # not in the smallest of Debian's systems; the image builder mounts in a namespace of its own
 }
+#: Lines of a failed apt that are shown.
+APT_TAIL = 25
 #: What the tests need on top.
 DEV_COMMANDS = {"spin": "spin", "ssh": "openssh-client", "clang": "clang"}
 
@@ -102,8 +105,12 @@ def install_packages(dev: bool) -> None:
     def apt(*words: str) -> None:
         command = [*become, *words]
         say(shlex.join(command))
-        if subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode != 0:
-            die(f"failed: {shlex.join(command)} (see the lines above)")
+        # hundreds of lines, of which nobody reads one unless it failed
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+        if done.returncode != 0:
+            sys.stderr.write("\n".join(done.stdout.splitlines()[-APT_TAIL:]) + "\n")
+            die(f"failed: {shlex.join(command)} (its last lines are above)")
 
     audit = subprocess.run(["dpkg", "--audit"], capture_output=True, text=True, check=False)
     if audit.stdout.strip():  # an earlier run was interrupted between unpacking and configuring

@@ -28,6 +28,7 @@ KEPT_NAME = "KEPT"
 """Marks a directory whose run is over and whose logs stay."""
 KEEP_WORD = b"keep\n"
 REMOVE_WORD = b"remove\n"
+_EXEC_LOOKS, _EXEC_PAUSE = 10, 0.001
 _TERM_SECONDS = 1.0
 _KILL_SECONDS = 10.0
 
@@ -35,10 +36,18 @@ _KILL_SECONDS = 10.0
 def marked(pid: int, run_id: str) -> bool:
     """Whether the process carries the run's mark. False if it is gone, or another user's."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"{ENV_NAME}={run_id}".encode() in file.read().split(b"\0")
+        for _ in range(_EXEC_LOOKS):
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+            if environment:
+                return f"{ENV_NAME}={run_id}".encode() in environment.split(b"\0")
+            # For an instant within execve(2), and its caller already goes on, a process has no environment. One
+            # that never has any costs these few looks; kernel threads and zombies have no program either.
+            os.readlink(f"/proc/{pid}/exe")
+            time.sleep(_EXEC_PAUSE)
     except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False
+        pass
+    return False
 
 
 def find(run_id: str) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from testbed.bench import words
 from testbed.bench.bars import judge
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     from testbed.bench.rows import Result, Row
 
-_PLACES = {"vm-vm": "between two VMs", "host-vm": "between this machine and a VM", "process": "between two processes"}
-_LIMITS = {"poll": "bare cache line", "doorbell": "bare doorbell", "pipeline": "bare copy pipeline",
-           "copy": "local copy"}
 _TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
            "rtt-busy": "round trips, each VM's CPU shared with a burner",
            "trace": "round trips of endpoints, by what is traced"}
@@ -29,18 +27,18 @@ def show(result: Result, console: Console) -> None:
         for name, title in _TITLES.items():
             for size in dict.fromkeys(row.size for row in rows if row.name == name):
                 found = [row for row in rows if (row.name, row.size) == (name, size)]
-                heading = f"{title}, {_bytes(size)}, {_PLACES[domains]}; us"
+                heading = f"{title}, {words.size(size)}, {words.PLACES[domains]}; us"
                 _print(console, heading, _round_trips(found, result))
         rates = [row for row in rows if row.name == "rate"]
         if rates:
-            _print(console, f"messages of {_bytes(rates[0].size)} one way, {_PLACES[domains]}", _values(rates))
+            _print(console, f"messages of {words.size(rates[0].size)} one way, {words.PLACES[domains]}", _values(rates))
         for size in dict.fromkeys(row.size for row in rows if row.name == "stream"):
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
-            _print(console, f"streams in pieces of {_bytes(size)}, {_PLACES[domains]}", _values(found))
+            _print(console, f"streams in pieces of {words.size(size)}, {words.PLACES[domains]}", _values(found))
         _idc(rows, console, result)
         costs = [row for row in rows if row.name == "trace-cost"]
         if costs:
-            _print(console, f"tracing's cost, {_PLACES[domains]}: against a build without the hook", _costs(costs))
+            _print(console, f"tracing's cost, {words.PLACES[domains]}: against a build without the hook", _costs(costs))
         boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
@@ -50,17 +48,17 @@ def show(result: Result, console: Console) -> None:
 
 def _idc(rows: list[Row], console: Console, result: Result) -> None:
     """The tables of `bench idc`."""
-    place = _PLACES[rows[0].domains]
+    place = words.PLACES[rows[0].domains]
     for size in dict.fromkeys(row.size for row in rows if row.name == "transact"):
         calls = [row for row in rows if (row.name, row.size) == ("transact", size)]
-        _print(console, f"transactions of {_bytes(size)}, one at a time, {place}; us",
+        _print(console, f"transactions of {words.size(size)}, one at a time, {place}; us",
                _round_trips([row for row in calls if row.unit == "ns"], result))
         if many := [row for row in calls if row.unit != "ns"]:
-            _print(console, f"transactions of {_bytes(size)}, many at a time, {place}", _values(many))
+            _print(console, f"transactions of {words.size(size)}, many at a time, {place}", _values(many))
     for name, title in (("bulk", "bulk transfers"), ("face", "the stream face over TCP, pieces")):
         for size in dict.fromkeys(row.size for row in rows if row.name == name):
             found = [row for row in rows if (row.name, row.size) == (name, size)]
-            _print(console, f"{title} of {_bytes(size)}, {place}", _values(found))
+            _print(console, f"{title} of {words.size(size)}, {place}", _values(found))
     for line in crossings(rows):
         console.print(line, markup=False, soft_wrap=True)
 
@@ -78,7 +76,7 @@ def crossings(rows: list[Row]) -> list[str]:
             wins = [size for size in sizes if all(by_size[larger][strategy] > by_size[larger]["copy"]
                                                   for larger in sizes if larger >= size)]  # fmt: skip
             if sizes:
-                when = f"from {_bytes(wins[0])} on" if wins else f"at no size up to {_bytes(sizes[-1])}"
+                when = f"from {words.size(wins[0])} on" if wins else f"at no size up to {words.size(sizes[-1])}"
                 found.append(f"{strategy} beats copy {when}, {'every byte summed' if touched else 'untouched'}")
     return found
 
@@ -109,36 +107,20 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _title(row: Row) -> str:
-    if row.path == "limit":
-        text = _LIMITS[row.mode or ""]
-    elif row.path == "ring":
-        text = "ring alone"
-    else:
-        words = [row.path, row.mode or "", "Python" if row.api == "python" else "core", row.strategy or "",
-                 "" if row.touched is None else "summed" if row.touched else "untouched"]
-        text = " ".join(word for word in words if word)
-    return text + (f" ({row.variant})" if row.variant else "")
-
-
 def _round_trips(rows: list[Row], result: Result) -> Table:
     table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples",
                    "CPU s/1000")
     for row in rows:
-        cells = [_us(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
+        cells = [words.micros(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
                             "core", row.size) or result.find(row.name, "ring", row.domains, row.mode, "core", row.size)
-        peer = min((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
-        ours = row.path in ("ivshmem", "idc-tcp")
+        peer = min((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)
+        ours = row.path in words.OURS
         samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
-        rounds = f"{_us(min(row.rounds))}-{_us(max(row.rounds))}"
-        table.add_row(_title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
+        rounds = f"{words.micros(min(row.rounds))}-{words.micros(max(row.rounds))}"
+        table.add_row(words.title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
                       f"{peer / row.figure:.1f}" if ours and peer else "", samples, _cpu(row))
     return table
-
-
-def _is_peer(row: Row) -> bool:
-    return row.path not in ("ivshmem", "limit", "ring", "idc-tcp")
 
 
 def _values(rows: list[Row]) -> Table:
@@ -147,10 +129,10 @@ def _values(rows: list[Row]) -> Table:
     unit = rows[0].unit
     table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
     for row in rows:
-        ours = row.path in ("ivshmem", "idc-tcp")
-        peer = max((other.figure for other in rows if _is_peer(other) and other.api == row.api), default=0.0)
-        spread = (_rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
-        table.add_row(_title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
+        ours = row.path in words.OURS
+        peer = max((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)
+        spread = (words.rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
+        table.add_row(words.title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
                       f"{row.figure / peer:.1f}" if ours and peer else "", _cpu(row))
     return table
 
@@ -189,23 +171,6 @@ def _footer(result: Result, console: Console) -> None:
     console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")
 
 
-def _us(value: float | None) -> str:
-    micros = (value or 0.0) / 1e3
-    return f"{micros:.2f}" if micros < 100 else f"{micros:.0f}"
-
-
-def _rate(value: float, unit: str) -> str:
-    if unit == "B/s":
-        return f"{value / 1e9:.2f} GB/s" if value >= 1e9 else f"{value / 1e6:.1f} MB/s"
-    return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.1f} k/s"
-
-
 def _cpu(row: Row) -> str:
     return "" if row.cpu_s is None else f"{row.cpu_s:.3g}"
 
-
-def _bytes(size: int) -> str:
-    for unit, shift in (("MiB", 20), ("KiB", 10)):
-        if size >= 1 << shift and size % (1 << shift) == 0:
-            return f"{size >> shift} {unit}"
-    return f"{size} B"

@@ -68,6 +68,15 @@ def test_a_run_marks_its_processes_and_ends_them(base: Path) -> None:
         run.popen(["true"])
 
 
+def test_a_process_is_found_as_soon_as_it_was_started(base: Path) -> None:
+    with Run(base=base) as run:
+        for _ in range(50):  # one in four had no environment yet, when only one look was taken
+            process = run.popen(["sleep", "1000"])
+            assert run.processes() == [process.pid]
+            process.kill()
+            process.wait(5)
+
+
 def test_huge_pages_are_kept_from_one_process_alone(base: Path) -> None:
     def enabled(*, huge_pages: bool) -> str:
         command = ["grep", "THP_enabled", "/proc/self/status"]

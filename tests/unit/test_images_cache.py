@@ -17,7 +17,7 @@ import pytest
 
 import images
 from images.cache import Cache, choose_stale, default_directory
-from images.errors import ImageError, MissingProgramError, ProgramError
+from images.errors import ImageError, MissingProgramError, ProgramError, find_program
 from images.runner import Runner
 
 
@@ -270,3 +270,14 @@ class TestRunner:
         assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
         with pytest.raises(ImageError, match="cancelled"):
             runner.run("late", ["true"], tmp_path / "log")
+
+
+def test_a_failed_script_is_shown_by_its_first_line_and_its_own_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(ProgramError) as failed:
+        Runner().run("making it", ["sh", "-c", "set -e\necho wrong: 7 >&2\nexit 3"], log)
+    assert str(failed.value).splitlines() == [
+        "making it failed: it ended with exit code 3",
+        f"  command: {find_program('sh')} -c 'set -e ... (whole in the log)",
+        f"  log: {log}", "  | wrong: 7"]
+    assert "exit 3'" in log.read_text()
