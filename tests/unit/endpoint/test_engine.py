@@ -347,8 +347,8 @@ def test_the_core_and_the_session_judge_alike(operations: list[tuple[object, ...
 
 
 def _comparable(log: list[object]) -> list[object]:
-    """Slots are reused in another order: so tags of this side's requests may differ, where the peer names them back, and
-    the order in which those complete that were outstanding at the end."""
+    """Slots are reused in another order: so tags of this side's requests may differ, where the peer names them back,
+    and the order in which those complete that were outstanding at the end."""
     kept = [str(entry) for entry in log if "not outstanding" not in str(entry)]
     unknown = sorted(entry for entry in kept if "OUTCOME_UNKNOWN" in entry)
     rest = [entry for entry in kept if "OUTCOME_UNKNOWN" not in entry]
