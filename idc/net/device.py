@@ -76,7 +76,7 @@ class _NetDriver(Queued):
         self._plumber.start()
 
     def _plumb(self) -> None:
-        """In a thread: pyroute2 takes seconds to import in an emulated guest."""
+        """In a thread: other drivers of this domain need not wait for a program to start."""
         try:
             set_up(self.interface.name, self._settings)
             self._ready = True
