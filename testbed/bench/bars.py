@@ -156,7 +156,7 @@ IDC_BARS = (
 )
 
 NET_BARS = (
-    *(Bar(f"vm-vm: iperf3 over {mode}, device net by virtio-net on TAP", 1.5, ">=",
+    *(Bar(f"vm-vm: TCP over {mode}, device net by virtio-net on TAP", 1.5, ">=",
           _ratio(("net", "ivshmem", mode, "core", 128 << 10), ("net", "virtio-net", mode, "core", 128 << 10),
                  domains="vm-vm")) for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse")),
     *(Bar(f"vm-vm: ping over {mode}, device net by virtio-net on TAP", 2 / 3, "<=",

@@ -63,8 +63,18 @@ def idc_rows() -> Iterator[Row]:
                                           size=size)
 
 
+def net_rows() -> Iterator[Row]:
+    for path, rate, time in (("ivshmem", 450.0, 220.0), ("virtio-net", 300.0, 400.0)):
+        for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+            yield Row("net", path, "vm-vm", mode, "core", 128 << 10, "Mbit/s", 5, value=rate, rounds=(rate,) * 5)
+        for mode in ("ipv4", "ipv6"):
+            yield Row("ping", path, "vm-vm", mode, "core", 64, "us", 100, p50=time, p90=time, p99=time, p999=time,
+                      max=time, rounds=(time,) * 5)
+
+
 def rows() -> Iterator[Row]:
     yield from idc_rows()
+    yield from net_rows()
     for domains in ("vm-vm", "process"):
         yield rtt("limit", "poll", 100, domains=domains)
         yield rtt("limit", "doorbell", 1000, domains=domains)
@@ -135,6 +145,10 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: bulk copy of 1 MiB, handler in the core, by the core's stream": (pytest.approx(0.95), True),
         "vm-vm: bulk copy of 1 MiB, Python, by the core's stream": (pytest.approx(0.85), True),
     }
+    for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+        expected[f"vm-vm: TCP over {mode}, device net by virtio-net on TAP"] = (pytest.approx(1.5), True)
+    for mode in ("ipv4", "ipv6"):
+        expected[f"vm-vm: ping over {mode}, device net by virtio-net on TAP"] = (pytest.approx(0.55), True)
     for domains in ("process", "vm-vm"):
         for size in (64, 65536):
             expected[f"{domains}: transactions of {size} B over TCP by a plain socket, Python"] = (
