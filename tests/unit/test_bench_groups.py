@@ -114,7 +114,7 @@ def test_iperf_is_what_was_received() -> None:
 
 
 def test_names_are_files() -> None:
-    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "net", "boot", "connect"]
+    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "block", "net", "boot", "connect"]
     assert [bench.name for bench in chosen([])] == ["rtt", "rate", "stream", "idc"]
     assert [bench.name for bench in chosen(["boot"])] == ["boot"]
     with pytest.raises(SpecError, match="no benchmark is called 'rt'"):
