@@ -11,8 +11,8 @@ The endpoint's life (HELLO, quotas, disconnect, BYE) and its messages stay in Py
 the core takes the replies to what `submit` sent, and answers requests by its handler if it has one; each other frame
 goes to the endpoint's session, which is also the only judge of frames that break a rule. The peer cannot tell: it may
 be an engine or a plain endpoint. What the endpoint's `trace` is set to, the core's transactions go to as well, from the
-next `poll` on. Only over shared memory. Belongs to the thread of its endpoint. Depends on idc._core,
-idc.endpoint and idc.transport.shared.
+next `poll` on; up to 64 of their moments are with the core until there are more, or nothing comes. Only over shared
+memory. Belongs to the thread of its endpoint. Depends on idc._core, idc.endpoint and idc.transport.shared.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 BATCH: Final = 64
 #: Requests handled in one call: then the interpreter has its turn, for signals.
 BUDGET: Final = 1 << 14
-#: Moments that the core notes, while they are traced, before they are taken from it.
+#: Moments that the core can note, while they are traced, and how many of them are worth to be taken from it.
 MOMENTS: Final = 4096
+SOME: Final = 64
 
 
 class Engine:
@@ -194,7 +195,7 @@ class Engine:
         if self._endpoint is not None and self._endpoint.trace is not self._trace:
             self._turn(self._endpoint.trace)
         count = self._run(self._runner, inbox, BATCH * self._inbox_bytes, self._events, BATCH, spin_ns, timeout_ns)
-        if self._trace is not None and core.moments_count:
+        if self._trace is not None and (core.moments_count >= SOME or (count <= 0 and timeout_ns != 0)):
             self._take_moments(self._trace)
         for index in range(count):
             event = self._events[index]
@@ -217,8 +218,9 @@ class Engine:
 
     def _take_moments(self, trace: EndpointTrace) -> None:
         core = self._core
-        trace.add(ffi.unpack(self._moments, 3 * core.moments_count))
-        core.moments_count = 0
+        if core.moments_count:
+            trace.add(ffi.buffer(self._moments, 24 * core.moments_count)[:])
+            core.moments_count = 0
 
     def answered(self, tag: int) -> None:
         """Python has answered a request that the core left to it."""
@@ -229,6 +231,8 @@ class Engine:
         if self._carrier is not carrier:
             return
         self._carrier = None
+        if self._trace is not None:
+            self._take_moments(self._trace)
         unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
         for slot in self._slots[0:self._core.count]:
             if slot.busy:

@@ -96,23 +96,23 @@ class EndpointTrace:
 
     def flushed(self, carrier: Carrier) -> None:
         """The peer was woken for what was posted: a time to log moments, and a doorbell if it rang."""
-        self._gather()
+        moments = self._moments
+        if len(moments) >= 3 * MANY or (moments and moments[-3] - moments[0] > LONG):
+            self.drain()
         rung = carrier.doorbells
         if rung != self._rung:
             count, self._rung = rung - self._rung, rung
             self._tracer.log(Type.INSTANT, Kind.DOORBELL, self._lane, value=count & 0xFFFFFFFF)
 
-    def add(self, moments: list[int]) -> None:
-        """Moments that the core has noted: the three numbers of each."""
+    def add(self, moments: bytes) -> None:
+        """Log moments that the core has noted, which are as in the payload."""
         with self._tracer.lock:
-            self._moments += moments
-        self._gather()
-
-    def _gather(self) -> None:
-        """Log what came together, if it is enough, or came over long enough."""
-        moments = self._moments
-        if len(moments) >= 3 * MANY or (moments and moments[-3] - moments[0] > LONG):
-            self.drain()
+            self.drain()  # those before
+            if (shift := self._tracer.shift) != 0:
+                moments = b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
+                                   MOMENT.iter_unpack(moments))
+            for at in range(0, len(moments), MANY * MOMENT.size):
+                self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", moments[at:at + MANY * MOMENT.size])
 
     def drain(self) -> None:
         """Log the moments noted so far."""
