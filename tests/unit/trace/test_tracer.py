@@ -266,7 +266,12 @@ def test_transactions_that_the_core_moves_are_logged_too(tmp_path: Path, turned_
     try:
         with ExitStack() as held:
             front, back = (held.enter_context(region.join(member)) for member in (0, 1))
-            held.callback(lambda: [end.abandon() for end in ends])
+
+            def abandon() -> None:
+                for end in ends:
+                    end.abandon()
+
+            held.callback(abandon)
             ends += [engine.endpoint(SharedPort(mapped, "calls", spin=0.0, release=lambda: None))
                     for engine, mapped in zip(engines, (front, back), strict=True)]
             if turned_on == "before":
