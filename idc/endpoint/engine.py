@@ -178,7 +178,7 @@ class Engine:
     def start(self, carrier: _EngineCarrier, peer: Quotas, sender: Pointer, receiver: Pointer) -> None:
         """A connection has begun: the peer's HELLO came."""
         core = self._core
-        core.tx, core.rx, core.status = sender, receiver, self._status
+        core.tx, core.rx, core.status, core.trips = sender, receiver, self._status, carrier.trips.struct
         core.peer_parameter_bytes = peer.parameter_bytes
         core.peer_status_bytes = min(peer.status_bytes, carrier.frame_bytes - HEADER_BYTES)
         core.most = max(min(core.count, peer.requests - core.base), 0)
@@ -233,6 +233,7 @@ class Engine:
         self._carrier = None
         if self._trace is not None:
             self._take_moments(self._trace)
+        self._core.trips = ffi.NULL
         unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
         for slot in self._slots[0:self._core.count]:
             if slot.busy:
@@ -299,6 +300,7 @@ class _EngineCarrier:
         self.near = carrier.near
         self.flush = carrier.flush
         self.flows = carrier.flows
+        self.trips = carrier.trips
         self.broken: DisconnectedError | None = None
         self._engine = engine
         self._carrier = carrier

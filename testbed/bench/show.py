@@ -36,9 +36,16 @@ def show(result: Result, console: Console) -> None:
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
             _print(console, f"streams in pieces of {words.size(size)}, {words.PLACES[domains]}", _values(found))
         _idc(rows, console, result)
+        for op, depth in dict.fromkeys((row.op, row.depth) for row in rows if row.name == "block"):
+            found = [row for row in rows if (row.name, row.op, row.depth) == ("block", op, depth)]
+            _print(console, f"fio {op} of {words.size(found[0].size)}, depth {depth}, {words.PLACES[domains]}",
+                   _values(found))
         costs = [row for row in rows if row.name == "trace-cost"]
         if costs:
             _print(console, f"tracing's cost, {words.PLACES[domains]}: against a build without the hook", _costs(costs))
+        for name, title in (("net", "iperf3"), ("ping", "ping")):
+            if found := [row for row in rows if row.name == name]:
+                _print(console, f"{title}, {words.PLACES[domains]}", _network(found))
         boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
@@ -127,7 +134,8 @@ def _values(rows: list[Row]) -> Table:
     limit = max((row.figure for row in rows if row.path == "ring" or (row.path, row.mode) == ("limit", "pipeline")),
                 default=0.0)
     unit = rows[0].unit
-    table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
+    cost = "CPU s/GB" if unit in ("B/s", "MB/s") else "CPU s/1000"
+    table = _table("median", "least", "most", "of limit", "peer x", cost)
     for row in rows:
         ours = row.path in words.OURS
         peer = max((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)
@@ -141,6 +149,15 @@ def _costs(rows: list[Row]) -> Table:
     table = Table("tracing", "%", "over all turns", box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(row.mode or "", f"{row.figure:+.2f}", row.note)
+    return table
+
+
+def _network(rows: list[Row]) -> Table:
+    """The device net beside virtio-net; processor time for a GB, or for 1,000 pings."""
+    table = _table("median", "least", "most", "p99", "CPU s/GB" if rows[0].name == "net" else "CPU s/1000")
+    for row in rows:
+        spread = (words.figure(value, row.unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
+        table.add_row(words.title(row), *spread, "" if row.p99 is None else words.figure(row.p99, row.unit), _cpu(row))
     return table
 
 

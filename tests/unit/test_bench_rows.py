@@ -63,8 +63,27 @@ def idc_rows() -> Iterator[Row]:
                                           size=size)
 
 
+def net_rows() -> Iterator[Row]:
+    for path, rate, time in (("ivshmem", 450.0, 220.0), ("virtio-net", 300.0, 400.0)):
+        for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+            yield Row("net", path, "vm-vm", mode, "core", 128 << 10, "Mbit/s", 5, value=rate, rounds=(rate,) * 5)
+        for mode in ("ipv4", "ipv6"):
+            yield Row("ping", path, "vm-vm", mode, "core", 64, "us", 100, p50=time, p90=time, p99=time, p999=time,
+                      max=time, rounds=(time,) * 5)
+
+
+def disk(path: str, op: str, depth: int, value: float) -> Row:
+    size, unit = (4096, "iops") if op == "randread" else (1 << 20, "MB/s")
+    return Row("block", path, "vm-vm", None, "fio", size, unit, 1, value=value, rounds=(value,), op=op, depth=depth)
+
+
 def rows() -> Iterator[Row]:
     yield from idc_rows()
+    yield from net_rows()
+    for op, depth, value in (("randread", 1, 300), ("randread", 32, 150), ("seqread", 1, 600)):
+        yield disk("ivshmem", op, depth, value)
+        yield disk("nbd-tcp", op, depth, 100)
+    yield disk("virtio-blk", "seqread", 1, 1000)
     for domains in ("vm-vm", "process"):
         yield rtt("limit", "poll", 100, domains=domains)
         yield rtt("limit", "doorbell", 1000, domains=domains)
@@ -117,7 +136,7 @@ def test_what_is_no_result_is_one_line(change: object, said: str) -> None:
 
 
 def test_every_bar_is_judged_from_the_rows() -> None:
-    expected: dict[str, tuple[object, bool]] = {
+    expected: dict[str, tuple[object, bool | None]] = {
         "vm-vm: core polled 64 B by the bare cache line": (pytest.approx(1.4), True),
         "vm-vm: core by doorbell 64 B by the bare doorbell": (pytest.approx(1.2), True),
         "vm-vm: core adaptive by the better of polled and doorbell, light load": (pytest.approx(250 / 140), True),
@@ -134,7 +153,15 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: 64 transactions outstanding by doorbell, core, by one by doorbell": (pytest.approx(10), True),
         "vm-vm: bulk copy of 1 MiB, handler in the core, by the core's stream": (pytest.approx(0.95), True),
         "vm-vm: bulk copy of 1 MiB, Python, by the core's stream": (pytest.approx(0.85), True),
+        "vm-vm: block randread, depth 1, by NBD over TCP": (pytest.approx(3), True),
+        "vm-vm: block randread, depth 32, by NBD over TCP": (pytest.approx(1.5), False),
+        "vm-vm: block seqread, depth 1, by NBD over TCP": (pytest.approx(6), True),
+        "vm-vm: block seqwrite, depth 1, by NBD over TCP": (None, None),
     }
+    for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+        expected[f"vm-vm: TCP over {mode}, device net by virtio-net on TAP"] = (pytest.approx(1.5), True)
+    for mode in ("ipv4", "ipv6"):
+        expected[f"vm-vm: ping over {mode}, device net by virtio-net on TAP"] = (pytest.approx(0.55), True)
     for domains in ("process", "vm-vm"):
         for size in (64, 65536):
             expected[f"{domains}: transactions of {size} B over TCP by a plain socket, Python"] = (
