@@ -73,9 +73,10 @@ def rows(where: str) -> Iterator[tuple[Row, Histogram | None]]:
                             strategy=strategy, touched=touched), None  # fmt: skip
 
 
-def made_up(accel: str = "tcg", *, domains: tuple[str, ...] = ("vm-vm", "process"), devices: bool = True) -> Run:
-    """The whole run."""
-    found = [each for where in domains for each in rows(where)]
+def made_up(accel: str = "tcg", *, domains: tuple[str, ...] = ("vm-vm", "process"), devices: bool = True,
+            names: tuple[str, ...] = ()) -> Run:  # fmt: skip
+    """The whole run, or what of it has these names."""
+    found = [each for where in domains for each in rows(where) if not names or each[0].name in names]
     if devices:
         found += [(rates("vm-vm", "ping", (path, None, "core"), 64, "us", value), None)
                   for path, value in (("ivshmem", 400.0), ("virtio-net", 700.0))]

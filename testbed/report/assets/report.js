@@ -176,7 +176,9 @@
     const longest = d3.max(items, (each) => each.label.length), narrow = width < 520;
     const left = narrow ? 12 : Math.min(7 * longest + 16, width * 0.42);
     const right = narrow ? 14 : 7.9 * d3.max(items, (each) => each.text.length) + 18;
-    const row = narrow ? 42 : 25, height = items.length * row + 76;
+    // On a phone the words stand above their dot: in one line, or in two where they are too long for that.
+    const two = narrow && d3.max(items, (each) => 6.9 * each.label.length + 7.9 * each.text.length) > width - left - right - 8;
+    const row = two ? 58 : narrow ? 42 : 25, height = items.length * row + 76;
     const x = scale(figure.x, values, width - left - right);
     const place = {y: "key"};
     const marks = [Plot.gridX(x.ticks, {stroke: "currentColor", strokeOpacity: 0.12}),
@@ -192,9 +194,9 @@
       }
       marks.push(Plot.dot([each], {...place, x: "value", symbol, stroke: color, fill: color, r: 5.5}));
     }
-    const down = narrow ? -14 : 0;
-    marks.push(Plot.text(items, {...place, text: "label", frameAnchor: "left", dx: narrow ? 0 : -8, dy: down, textAnchor: narrow ? "start" : "end", fontSize: 12.5, ...halo, strokeWidth: 8}));
-    marks.push(Plot.text(items, {...place, text: "text", frameAnchor: "right", dx: narrow ? 0 : 10, dy: down, textAnchor: narrow ? "end" : "start", fontSize: 12.5, fontWeight: 700, ...halo}));
+    const down = two ? -24 : narrow ? -14 : 0, start = narrow ? "start" : "end";
+    marks.push(Plot.text(items, {...place, text: "label", frameAnchor: "left", dx: narrow ? 0 : -8, dy: down, textAnchor: start, fontSize: 12.5, ...halo, strokeWidth: 8}));
+    marks.push(Plot.text(items, {...place, text: "text", frameAnchor: two ? "left" : "right", dx: narrow ? 0 : 10, dy: two ? -9 : down, textAnchor: two || !narrow ? "start" : "end", fontSize: 12.5, fontWeight: 700, ...halo}));
     const {ticks: _, ...xScale} = x;
     const svg = Plot.plot({width, height, marginLeft: left, marginRight: right, marginTop: 36, marginBottom: 40, x: xScale,
                       y: {type: "band", domain: items.map((each) => each.key), axis: null}, marks, style: "overflow: visible"});
