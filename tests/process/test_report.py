@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: What is enough to have every kind of plot once: a page that is looked at by hundreds of rules at every element.
 FEW = {"domains": ("process",), "devices": False, "names": ("rtt", "rate", "bulk")}
+#: Of any wait for the browser, on a machine that has much else to do.
+TIMEOUT_MS = 120_000
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
@@ -33,7 +35,7 @@ def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert found, f"none of {', '.join(BROWSERS)} is installed; make setup-dev installs the first"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
+        browser = playwright.chromium.launch(executable_path=found, timeout=TIMEOUT_MS)
         yield browser
         browser.close()
 
@@ -82,6 +84,7 @@ class Opened:
 def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
     options = {"viewport": DESK, "color_scheme": "light"} | getattr(request, "param", {})
     context = browser.new_context(offline=True, **options)
+    context.set_default_timeout(TIMEOUT_MS)
     found = Opened(context.new_page(), file)
     yield found
     context.close()
@@ -217,6 +220,7 @@ def test_a_plot_follows_the_width_of_its_window(opened: Opened) -> None:
 @pytest.mark.parametrize("file", [FEW], indirect=True, ids=["few"])
 def test_without_javascript_every_figure_is_there(browser: Browser, file: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     page.goto(file.as_uri())
     assert page.locator("noscript").is_visible()
