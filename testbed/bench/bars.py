@@ -155,6 +155,19 @@ IDC_BARS = (
       for domains in ("process", "vm-vm") for size in (MAIN, _MIB)),
 )
 
+
+def _disk(op: str, depth: int, need: float) -> Bar:
+    """One row of "block" by the same over TCP."""
+
+    def ratio(result: Result) -> float | None:
+        rows = {row.path: row for row in result.results if (row.name, row.op, row.depth) == ("block", op, depth)}
+        if not {"ivshmem", "nbd-tcp"} <= rows.keys():
+            return None
+        return rows["ivshmem"].figure / rows["nbd-tcp"].figure
+
+    return Bar(f"vm-vm: block {op}, depth {depth}, by NBD over TCP", need, ">=", ratio)
+
+
 BARS = (
     Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
@@ -176,6 +189,7 @@ BARS = (
     Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
         _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
     *IDC_BARS,
+    _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )
 
 
