@@ -80,6 +80,8 @@ def made_up(accel: str = "tcg", *, domains: tuple[str, ...] = ("vm-vm", "process
     if devices:
         found += [(rates("vm-vm", "ping", (path, None, "core"), 64, "us", value), None)
                   for path, value in (("ivshmem", 400.0), ("virtio-net", 700.0))]
+        found += [(rates("vm-vm", "block", (path, None, "fio"), 4096, "iops", value, op="randread", depth=1), None)
+                  for path, value in (("ivshmem", 5000.0), ("nbd-tcp", 1500.0), ("virtio-blk", 3000.0))]
         found += [(rates("vm-vm", "net", (path, None, "core"), 0, "Mbit/s", value), None)
                   for path, value in (("ivshmem", 9000.0), ("virtio-net", 4000.0))]
     result = Result(accel, HOST, tuple(row for row, _ in found), accel_reason="asked for", quick=True,

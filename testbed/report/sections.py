@@ -110,8 +110,9 @@ def _pick(rows: list[Row], name: str, path: str, mode: str | None = None, api: s
 
 def _peer(rows: list[Row], row: Row) -> Row | None:
     """The best of what a user would pick instead, of the same interface."""
-    same = [each for each in rows if words.is_peer(each) and (each.name, each.size, each.unit, each.api) ==
-            (row.name, row.size, row.unit, row.api) and each.outstanding in (None, row.outstanding)]  # fmt: skip
+    kind = (row.name, row.size, row.unit, row.api, row.op, row.depth)
+    same = [each for each in rows if words.is_peer(each) and each.outstanding in (None, row.outstanding)
+            and (each.name, each.size, each.unit, each.api, each.op, each.depth) == kind]
     best = min if row.unit == "ns" else max
     return best(same, key=lambda each: each.figure, default=None)
 
@@ -330,9 +331,8 @@ def _messages(run: Run, domains: str) -> Section | None:
 
 
 def _device_words(row: Row) -> str:
-    depth = getattr(row, "depth", None)
-    parts = [row.name, str(getattr(row, "op", None) or ""), f"depth {depth}" if depth else "",
-             words.size(row.size) if row.size else ""]
+    depth = f"depth {row.depth}" if row.depth else ""
+    parts = [row.name, row.op or "", depth, words.size(row.size) if row.size else ""]
     return " ".join(part for part in parts if part)
 
 

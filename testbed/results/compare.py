@@ -106,7 +106,7 @@ class Comparison:
         """For JSON. What has no bound is null."""
         found = []
         for each in self.differences:
-            key = {name: getattr(each.row, name, None) for name in _KEY}
+            key = {name: getattr(each.row, name) for name in _KEY}
             numbers = {name: value if math.isfinite(value := getattr(each, name)) else None
                        for name in ("first", "second", "change", "low", "high", "noise", "chance")}
             found.append(key | numbers | {"verdict": each.kind, "turns": list(each.turns)})
@@ -117,7 +117,7 @@ class Comparison:
 
 def key(row: Row) -> tuple[object, ...]:
     """What makes it this row and no other."""
-    return tuple(getattr(row, name, None) for name in _KEY)
+    return tuple(getattr(row, name) for name in _KEY)
 
 
 def conditions(first: Result, second: Result) -> list[str]:

@@ -83,11 +83,17 @@ def test_where_map_overtakes_copy_lies_between_two_sizes() -> None:
 
 
 def test_devices_that_were_not_measured_are_said() -> None:
+    some = dataclasses.replace(made_up(), result=dataclasses.replace(made_up().result, results=tuple(
+        row for row in made_up().result.results if row.name != "net")))
+    (devices,) = [section for section in places(some)[0].sections if section.id == "devices"]
+    assert devices.missing.startswith("Not measured in this run: net. testbed bench net measures")
     full, none = (next(section for section in places(made_up(devices=devices))[0].sections if section.id == "devices")
                   for devices in (True, False))  # fmt: skip
-    assert [figure.title for figure in full.figures] == ["ping 64 B", "net"]
-    assert full.missing.startswith("Not measured in this run: block. testbed bench block measures")
+    assert [figure.title for figure in full.figures] == ["ping 64 B", "block randread depth 1 4 KiB", "net"]
+    assert full.missing == ""
     assert [item.label for item in full.figures[0].items] == ["IDC", "virtio-net"]
+    glance = places(made_up())[0].sections[0].figures[0]
+    assert "block randread depth 1 4 KiB / virtio-blk" in {item.label for item in glance.items}, "the best peer"
     assert none.missing.startswith("Not measured in this run: block, net, ping. testbed bench block net measures")
     assert none.figures == []
 
