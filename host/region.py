@@ -436,10 +436,20 @@ class RegionService:
 
     def members(self, name: str) -> dict[str, tuple[int, bool]]:
         """(incarnation, present) of each rw member, as the server knows it. Raises RegionError if no such region."""
-        regions = self._call({"op": "list"})["regions"]
+        regions = self.presence()
         if name not in regions:
             raise RegionError(f"no region {name!r} (there are: {', '.join(regions) or 'none'})")
-        return {member: (int(m["incarnation"]), bool(m["present"])) for member, m in regions[name].items()}
+        return regions[name]
+
+    def presence(self) -> dict[str, dict[str, tuple[int, bool]]]:
+        """The same of all regions, by name. Raises ServerError."""
+        return {name: {member: (int(m["incarnation"]), bool(m["present"])) for member, m in members.items()}
+                for name, members in self._call({"op": "list"})["regions"].items()}
+
+    def processes(self) -> dict[str, int]:
+        """Ids of the processes that it has started, by what they are."""
+        children = (self._holder, self._server, self._broker, self._registry)
+        return {child.what: child.process.pid for child in children if child is not None}
 
     def regions(self) -> list[str]:
         """Names of all regions that are served. Raises ServerError."""
@@ -526,7 +536,7 @@ class _Child:
 
     def __init__(self, what: str, arguments: Sequence[str], env: Mapping[str, str], log: Path, *,
                  site: bool = False) -> None:
-        self._what = what
+        self.what = what
         self._log = log
         ready, ready_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
@@ -575,11 +585,11 @@ class _Child:
         poller = select.poll()
         poller.register(ready, select.POLLIN)
         if not poller.poll(START_TIMEOUT * 1000):
-            raise ServerError(f"the {self._what} does not serve after {START_TIMEOUT:g} s; its log is {self._log}")
+            raise ServerError(f"the {self.what} does not serve after {START_TIMEOUT:g} s; its log is {self._log}")
         if os.read(ready, 1) != b"\n":
             code = self.process.wait()
             tail = self._log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
-            raise ServerError(f"the {self._what} ended with code {code} (log: {self._log}):\n{tail}")
+            raise ServerError(f"the {self.what} ended with code {code} (log: {self._log}):\n{tail}")
 
 
 def _started(child: _Child | None) -> _Child:

@@ -155,6 +155,15 @@ IDC_BARS = (
       for domains in ("process", "vm-vm") for size in (MAIN, _MIB)),
 )
 
+NET_BARS = (
+    *(Bar(f"vm-vm: TCP over {mode}, device net by virtio-net on TAP", 1.5, ">=",
+          _ratio(("net", "ivshmem", mode, "core", 128 << 10), ("net", "virtio-net", mode, "core", 128 << 10),
+                 domains="vm-vm")) for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse")),
+    *(Bar(f"vm-vm: ping over {mode}, device net by virtio-net on TAP", 2 / 3, "<=",
+          _ratio(("ping", "ivshmem", mode, "core", 64), ("ping", "virtio-net", mode, "core", 64), domains="vm-vm"))
+      for mode in ("ipv4", "ipv6")),
+)
+
 
 def _disk(op: str, depth: int, need: float) -> Bar:
     """One row of "block" by the same over TCP."""
@@ -189,6 +198,7 @@ BARS = (
     Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
         _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
     *IDC_BARS,
+    *NET_BARS,
     _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )
 
