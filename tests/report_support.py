@@ -78,11 +78,11 @@ def made_up(accel: str = "tcg", *, domains: tuple[str, ...] = ("vm-vm", "process
     """The whole run, or what of it has these names."""
     found = [each for where in domains for each in rows(where) if not names or each[0].name in names]
     if devices:
-        found += [(rates("vm-vm", "ping", (path, None, "core"), 64, "us", value), None)
+        found += [(rates("vm-vm", "ping", (path, "ipv4", "core"), 64, "us", value), None)
                   for path, value in (("ivshmem", 400.0), ("virtio-net", 700.0))]
         found += [(rates("vm-vm", "block", (path, None, "fio"), 4096, "iops", value, op="randread", depth=1), None)
                   for path, value in (("ivshmem", 5000.0), ("nbd-tcp", 1500.0), ("virtio-blk", 3000.0))]
-        found += [(rates("vm-vm", "net", (path, None, "core"), 0, "Mbit/s", value), None)
+        found += [(rates("vm-vm", "net", (path, "ipv6-reverse", "core"), 0, "Mbit/s", value), None)
                   for path, value in (("ivshmem", 9000.0), ("virtio-net", 4000.0))]
     result = Result(accel, HOST, tuple(row for row, _ in found), accel_reason="asked for", quick=True,
                     started="2026-01-02T03:04:05+00:00", absent=("vsock: <none>",))  # fmt: skip

@@ -110,9 +110,9 @@ def _pick(rows: list[Row], name: str, path: str, mode: str | None = None, api: s
 
 def _peer(rows: list[Row], row: Row) -> Row | None:
     """The best of what a user would pick instead, of the same interface."""
-    kind = (row.name, row.size, row.unit, row.api, row.op, row.depth)
+    kind = (row.name, row.size, row.unit, row.api, row.op, row.depth, _direction(row))
     same = [each for each in rows if words.is_peer(each) and each.outstanding in (None, row.outstanding)
-            and (each.name, each.size, each.unit, each.api, each.op, each.depth) == kind]
+            and (each.name, each.size, each.unit, each.api, each.op, each.depth, _direction(each)) == kind]
     best = min if row.unit == "ns" else max
     return best(same, key=lambda each: each.figure, default=None)
 
@@ -330,9 +330,14 @@ def _messages(run: Run, domains: str) -> Section | None:
     return Section("messages", "Messages and transactions", "", figures) if figures else None
 
 
+def _direction(row: Row) -> str:
+    """Of the network: version of IP, and which way; no way of ours that others lack, as the mode of rings is."""
+    return row.mode or "" if row.name in ("net", "ping") else ""
+
+
 def _device_words(row: Row) -> str:
     depth = f"depth {row.depth}" if row.depth else ""
-    parts = [row.name, row.op or "", depth, words.size(row.size) if row.size else ""]
+    parts = [row.name, row.op or "", _direction(row), depth, words.size(row.size) if row.size else ""]
     return " ".join(part for part in parts if part)
 
 

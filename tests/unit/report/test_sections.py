@@ -89,7 +89,8 @@ def test_devices_that_were_not_measured_are_said() -> None:
     assert devices.missing.startswith("Not measured in this run: net. testbed bench net measures")
     full, none = (next(section for section in places(made_up(devices=devices))[0].sections if section.id == "devices")
                   for devices in (True, False))  # fmt: skip
-    assert [figure.title for figure in full.figures] == ["ping 64 B", "block randread depth 1 4 KiB", "net"]
+    assert [figure.title for figure in full.figures] == ["ping ipv4 64 B", "block randread depth 1 4 KiB",
+                                                         "net ipv6-reverse"]
     assert full.missing == ""
     assert [item.label for item in full.figures[0].items] == ["IDC", "virtio-net"]
     glance = places(made_up())[0].sections[0].figures[0]
