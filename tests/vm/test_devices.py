@@ -1,6 +1,7 @@
 """Devices between running VMs, by the commands of a user: a class that a third party brings, attached at run time."""
 
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +56,7 @@ def links(bed: Testbed) -> list[str]:
     return [name for name in bed.regions if name.startswith("dev-")]
 
 
-def nothing_left(bed: Testbed, *, spares: int) -> None:
+def nothing_left(bed: Testbed, *, spares: int = 0) -> None:
     assert bed.devices.list() == []
     assert len(links(bed)) == spares
     for vm in bed.vms.values():
@@ -81,7 +82,7 @@ def test_attached_to_running_vms_used_its_back_end_killed_and_detached(bed: Test
         raise
     finally:
         bed.devices.detach(seen.name, wait=60)
-    nothing_left(bed, spares=1)
+    nothing_left(bed)
 
 
 def test_no_free_port_leaves_nothing(bed: Testbed) -> None:
@@ -97,15 +98,43 @@ def test_no_free_port_leaves_nothing(bed: Testbed) -> None:
     finally:
         for name in attached:
             bed.devices.detach(name, wait=60)
-    nothing_left(bed, spares=3)
+    nothing_left(bed)
 
 
-def test_a_link_is_taken_out_of_both_vms_when_that_is_asked_for(bed: Testbed) -> None:
+def test_a_link_that_is_kept_serves_the_next_device(bed: Testbed) -> None:
     with pytest.raises(DeviceError, match="frontend 'fornt' is no domain"):
         bed.devices.attach("echo", "fornt", "back")
-    seen = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
-    there = len(links(bed))
+    first = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
+    bed.devices.detach(first.name, wait=60, keep_link=True)
+    nothing_left(bed, spares=1)
+    second = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
+    assert second.record.link == first.record.link
     assert use(bed, 0, 5)[-1] == "unknown"
-    bed.devices.detach(seen.name, wait=60, unplug=True)
-    nothing_left(bed, spares=there - 1)
-    assert seen.record.link not in bed.vms["front"].succeed("python3 -m guest.ivshmem")
+    bed.devices.detach(second.name, wait=60)
+    nothing_left(bed)
+    assert second.record.link not in bed.vms["front"].succeed("python3 -m guest.ivshmem")
+
+
+def test_a_device_whose_back_end_is_stuck_is_detached_by_force(bed: Testbed) -> None:
+    back = bed.vms["back"]
+    seen = bed.devices.attach("echo", "front", "back", wait=60)
+    back.succeed(["pkill", "-STOP", "-f", "guest.drivers"])
+    with pytest.raises(DeviceError, match=r"the back end \(connected\) does not close within 0.5 s.* by force"):
+        bed.devices.detach(seen.name, wait=0.5)
+    assert bed.devices.detach(seen.name, wait=0.5, force=True) == ("back",)
+    assert bed.devices.list() == []
+    assert links(bed) == []
+    assert [name for name in bed.vms["front"].devices if "dev-" in name] == []
+    held = f"iv-{seen.record.link}"
+    assert held in back.devices
+    # Once its drivers go on it lets go, and is as good as before.
+    back.succeed(["pkill", "-CONT", "-f", "guest.drivers"])
+    deadline = time.monotonic() + 60
+    while held in back.devices:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = bed.devices.attach("echo", "front", "back", wait=60)
+    assert use(bed, 0, 5)[-1] == "unknown"
+    bed.devices.detach(again.name, wait=60)
+    nothing_left(bed)
+    assert not [one for one in back.qmp("query-chardev") if "dev-" in one["label"]]
