@@ -84,9 +84,10 @@ class Sources:
                    initramfs_script())
 
     def core(self) -> list[archive.Entry]:
-        """What the extension is made from: the C core, and the C of the endpoint and of what measures."""
+        """What the extension is made from: the C core, and the C of endpoint, pump and measurements."""
         return [entry for entry in self.idc if entry.path.startswith("idc/core/") or entry.path == "idc/__init__.py"
-                or (entry.path.startswith(("idc/endpoint/", "idc/measure/")) and entry.path.endswith((".c", ".h")))]
+                or (entry.path.startswith(("idc/endpoint/", "idc/measure/", "idc/pump/"))
+                    and entry.path.endswith((".c", ".h")))]
 
 
 def packages_key(spec: ImageSpec, mirrors: tuple[str, ...]) -> str:

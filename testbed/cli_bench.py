@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import json
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -17,10 +16,10 @@ from testbed.bench.places import DOMAINS, Domains
 from testbed.bench.rows import Result, parse
 from testbed.bench.setting import Setting
 from testbed.bench.store import Store
-from testbed.cli_common import out
-from testbed.errors import SpecError
+from testbed.cli_common import check_writable, out, write_whole
 from testbed.progress import Steps
 from testbed.qemu_args import DEFAULT_QEMU
+from testbed.results import runs
 
 _HELP = "; ".join(f"{bench.name}: {bench.help}" for bench in load().values())
 
@@ -34,6 +33,10 @@ def bench(
                                          "default everywhere.")] = ",".join(DOMAINS),
     judge: Annotated[Path | None, typer.Option("--bars", metavar="FILE", help="Measure nothing: judge an earlier "
                                                "result; exit code 1 if a bar fails.")] = None,
+    against: Annotated[str | None, typer.Option("--against", metavar="COMMIT", help="Measure this tree against another "
+                                                "commit of it, in turn, and say what differs.")] = None,
+    turns: Annotated[int | None, typer.Option("--turns", metavar="N", min=1, max=1000, help="With --against: turns of "
+                                              "each, by default 12, or 8 with --quick.")] = None,
     accel: Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator.")] = "auto",
     qemu: Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")] = DEFAULT_QEMU,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -57,8 +60,13 @@ def bench(
     steps = Steps(quiet=quiet)
     setting = Setting(tuple(names or ()), cast("frozenset[Domains]", wanted), quick, steps, cast("Wish", accel), qemu)
     runner.chosen(setting.names)  # before minutes are spent
-    if json_file is not None and str(json_file) != "-" and not os.access(json_file.parent, os.W_OK | os.X_OK):
-        raise SpecError(f"--json {json_file}: {json_file.parent} is no directory that this user may write in")
+    if json_file is not None and str(json_file) != "-":
+        check_writable("--json", json_file)
+    if against is None and turns is not None:
+        raise typer.BadParameter("it is for --against COMMIT", param_hint="--turns")
+    if against is not None:
+        _against(setting, against, turns, json_file, console)
+        return
     with Store() as store:
         result, found = runner.run(setting)
         number = store.add(result, found)
@@ -67,6 +75,29 @@ def bench(
         _write(result, json_file)
     if str(json_file) != "-":
         show.show(result, console)
+
+
+def _against(setting: Setting, commit: str, turns: int | None, json_file: Path | None, console: Console) -> None:
+    from testbed.results import against  # numpy takes its time
+    from testbed.results.compare import compare
+    from testbed.results.show import show_comparison
+
+    name = against.resolve(commit)
+    against.check_core()
+    with Store() as store:
+        count = turns or (against.QUICK_TURNS if setting.quick else against.TURNS)
+        measured = against.measure(setting, name, count)
+        numbers = [store.add(each.result, each.found) for each in measured]
+        setting.steps.say(f"kept as runs {numbers[0]} (base) and {numbers[1]} (this) in {store.path}")
+    base, this = (each.result for each in measured)
+    comparison = compare(base, this)
+    if json_file is not None:
+        text = json.dumps({"first": numbers[0], "second": numbers[1]} | comparison.as_dict(), indent=2)
+        if str(json_file) == "-":
+            out(text)
+            return
+        write_whole(json_file, text + "\n")
+    show_comparison(comparison, base, this, (f"base ({runs.commit(base)})", f"this ({runs.commit(this)})"), console)
 
 
 def _judge(file: Path, console: Console) -> None:
@@ -81,12 +112,4 @@ def _write(result: Result, file: Path) -> None:
     if str(file) == "-":
         out(result.as_json())
         return
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as staged:
-        try:
-            staged.write(result.as_json() + "\n")
-            staged.close()
-            Path(staged.name).chmod(0o644)
-            Path(staged.name).replace(file)
-        except BaseException:
-            Path(staged.name).unlink(missing_ok=True)
-            raise
+    write_whole(file, result.as_json() + "\n")

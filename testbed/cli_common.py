@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed import registry
-from testbed.errors import RunError
+from testbed.bench.errors import StoreError
+from testbed.bench.store import Store
+from testbed.errors import RunError, SpecError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -81,6 +86,35 @@ def complete_vm() -> list[str]:
     if len(entries) == 1:
         return list(entries[0].vms)
     return [f"{entry.name}/{vm}" for entry in entries for vm in entry.vms]
+
+
+def complete_run() -> list[str]:
+    """Numbers of the runs that were kept, for the shell, the newest first."""
+    try:
+        with Store(make=False) as store:
+            return ["latest", *(str(number) for number in reversed(store.runs()))]
+    except StoreError:
+        return []
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Whole or not at all: an earlier file of that name stays until the new one is complete."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as staged:
+        try:
+            staged.write(text)
+            staged.close()
+            Path(staged.name).chmod(0o644)
+            Path(staged.name).replace(file)
+        except BaseException:
+            Path(staged.name).unlink(missing_ok=True)
+            raise
+
+
+def check_writable(option: str, file: Path) -> None:
+    """Before minutes are spent. Raises SpecError: `file` could not be made."""
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise SpecError(f"{option} {file}: {'it is a directory' if file.is_dir() else file.parent}"
+                        + ("" if file.is_dir() else " is no directory that this user may write in"))
 
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help="VM, or TESTBED/VM.", autocompletion=complete_vm)]

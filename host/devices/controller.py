@@ -135,7 +135,9 @@ class Controller:
         parsed = options_of.parse(class_.options, texts or {}, what)
         values = options_of.fill(class_.options, options or {}, what)
         self._check_domains(front, back)
-        return class_, values | {name: parsed[name] for name in texts or {}}
+        values |= {name: parsed[name] for name in texts or {}}
+        class_.plan(front, back, values)
+        return class_, values
 
     def detach(self, name: Name, *, wait: float = PATIENCE, keep_link: bool = False,
                force: bool = False) -> tuple[str, ...]:
@@ -174,10 +176,11 @@ class Controller:
         return kept
 
     def spare(self, kind: str, front: str, back: str) -> str:
-        """Plug a link that a device of that class between those two domains, and no others, will use. Its region."""
+        """Plug a link for devices of that class, with default options, between those two domains only: its region.
+        """
         class_ = self._classes(kind)
         self._check_domains(front, back)
-        region = self._plug(class_, front, back, "")
+        region = self._plug(class_, front, back, options_of.fill(class_.options, {}, f"device class {kind}"), "")
         self._keep_mapped(region, Link(front, back, ""))
         return region
 
@@ -263,13 +266,13 @@ class Controller:
 
     def _take_link(self, class_: type[DeviceClass], name: Name, record: Record) -> str:
         """A link of the two domains for the device; the record names it, so that no crash loses it."""
-        layout, owner = _layout(class_, name.front, record.back), name.record
+        layout, owner = _layout(class_, name.front, record.back, record.options), name.record
         while True:
             spare = next((region for region, link in records.links(self._registry)
                           if (link.front, link.back, link.layout, link.device)
                           == (name.front, record.back, layout, "")), None)
             if spare is None:
-                return self._plug(class_, name.front, record.back, owner)
+                return self._plug(class_, name.front, record.back, record.options, owner)
             try:
                 with self._registry.transaction() as transaction:
                     there = transaction.get(f"{records.LINKS}/{spare}")
@@ -280,11 +283,12 @@ class Controller:
             except ConflictError:
                 continue
 
-    def _plug(self, class_: type[DeviceClass], front: str, back: str, device: str) -> str:
+    def _plug(self, class_: type[DeviceClass], front: str, back: str, options: dict[str, options_of.Value],
+              device: str) -> str:
         region = f"dev-{class_.name}-{secrets.token_hex(4)}"
-        channels = class_.channels(front, back)
-        spec = RegionSpec(region, class_.size(channels), {front: Rights.RW, back: Rights.RW}, channels)
-        records.write_link(self._registry, region, Link(front, back, _layout(class_, front, back), device))
+        channels, size = class_.plan(front, back, options)
+        spec = RegionSpec(region, size, {front: Rights.RW, back: Rights.RW}, channels)
+        records.write_link(self._registry, region, Link(front, back, _layout(class_, front, back, options), device))
         try:
             self._plugger.plug(spec)
         except BaseException:
@@ -405,7 +409,7 @@ def _state(steps: tuple[Step, ...]) -> State:
     return steps[0].state if steps else State.CLOSED
 
 
-def _layout(class_: type[DeviceClass], front: str, back: str) -> str:
-    channels = class_.channels(front, back)
-    return ",".join([str(class_.size(channels)), *(f"{c.name}:{c.kind.name}:{c.a}:{c.b}:{c.ring_bytes}:{c.slot_size}"
+def _layout(class_: type[DeviceClass], front: str, back: str, options: dict[str, options_of.Value]) -> str:
+    channels, size = class_.plan(front, back, options)
+    return ",".join([str(size), *(f"{c.name}:{c.kind.name}:{c.a}:{c.b}:{c.ring_bytes}:{c.slot_size}"
                                                    for c in channels)])

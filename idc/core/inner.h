@@ -19,6 +19,11 @@ enum { SLOT_HEADER = 8, LINE = 64 };
 /* Whether polling has paid of late: a score; and polls with no PAUSE between, as long as a round trip takes between two
  * sides that are awake. */
 enum { SCORE_MAX = 15, SCORE_SPIN = 4, SCORE_WON = 4, EAGER_POLLS = 64 };
+enum {
+    POLLS_PER_LOOK = 256,   /* polls between looks at the clock and the watch words: a look costs 20 polls */
+    RECHECK_NS = 100000000, /* the safety recheck */
+    IN_FLIGHT_NS = 5000000, /* a doorbell this much behind its data was under way, not lost */
+};
 
 static inline uint64_t load_acquire(const uint64_t *word)
 {
@@ -39,6 +44,11 @@ extern int idc_pause_is_cheap; /* set by idc_wait_setup */
 extern int idc_cpus;
 /* Not 0: idc_fault_pass has something to do. Hidden: one load less at each point. */
 extern int idc_fault_armed __attribute__((visibility("hidden")));
+/* idc_mask_sleep on several descriptors, of which fds[0] may be masked: 1 when that was rung; 0 after ns, or when others are
+ * ready (see their revents, which a timeout leaves 0); the rest as there. */
+struct pollfd;
+int mask_poll(struct idc_mask *m, struct pollfd *fds, uint32_t n, uint64_t progress, uint64_t ns)
+    __attribute__((visibility("hidden")));
 void idc_wait_setup(void);
 void idc_copy_setup(void);
 

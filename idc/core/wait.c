@@ -9,11 +9,8 @@
 #include <unistd.h>
 
 enum {
-    POLLS_PER_LOOK = 256,        /* polls between looks at the clock and the watch words: a look costs 20 polls */
     YIELD_AFTER_NS = 20000,      /* a spin this long means the peer may want this very CPU, if it can run here */
     POLL_ONLY_NS = 50000000,     /* polling for ever returns IDC_INTR this often, so that signals are handled */
-    RECHECK_NS = 100000000,      /* the safety recheck */
-    IN_FLIGHT_NS = 5000000,      /* a doorbell this much behind its data was under way, not lost */
     DEBT_MOST = 64,              /* wake-ups to nothing before a descriptor is masked; see idc_mask_sleep */
     DEBT_AFTER = 56,             /* debt after that: where the storm goes on, eight more mask it again */
     FORGIVE_NS = 10000000,       /* one is forgiven in this time, so 100 a second are borne */
@@ -69,32 +66,36 @@ int idc_bell_ring(const struct idc_bell *bell)
     return IDC_OK;
 }
 
-/* 1: fd was readable and is emptied; 0: timeout; or IDC_INTR, IDC_EINVAL. */
-static int sleep_on(int fd, uint64_t ns)
+/* On fds[0], a doorbell's descriptor, and whatever else there is. 1: fds[0] was readable and is emptied; 0: timeout, or others
+ * have something (their revents); or IDC_INTR, IDC_EINVAL. */
+static int sleep_on(struct pollfd *fds, uint32_t n, uint64_t ns)
 {
-    struct pollfd p = {.fd = fd, .events = POLLIN, .revents = 0};
     struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    int n = ppoll(&p, 1, &t, NULL);
-    if (n < 0)
+    int ready = ppoll(fds, n, &t, NULL);
+    if (ready < 0)
         return errno == EINTR ? IDC_INTR : IDC_EINVAL;
-    if (n == 0)
-        return 0;
     uint64_t rung;
-    if ((p.revents & POLLIN) == 0 || (read(fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR))
+    if (ready == 0 || fds[0].revents == 0)
+        return 0;
+    if ((fds[0].revents & POLLIN) == 0 || (read(fds[0].fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR))
         return IDC_EINVAL;
     return 1;
 }
 
-static int mask_look(struct idc_mask *m, int fd, bool moved, uint64_t ns)
+static int mask_look(struct idc_mask *m, struct pollfd *fds, uint32_t n, bool moved, uint64_t ns)
 {
     uint64_t now = idc_now_ns(), due = m->at + m->period_ns, rung = 0;
     uint64_t nap = now >= due ? 0 : due - now < ns ? due - now : ns;
     struct timespec t = {.tv_sec = 0, .tv_nsec = (long)nap};
-    if (nap > 0 && ppoll(NULL, 0, &t, NULL) < 0)
+    fds[0].revents = 0;
+    int ready = nap > 0 || n > 1 ? ppoll(fds + 1, n - 1, &t, NULL) : 0;
+    if (ready < 0)
         return errno == EINTR ? IDC_INTR : IDC_EINVAL;
+    if (ready > 0 && now < due)
+        return 0;
     if (now + nap < due)
         return 2;
-    if (read(fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR)
+    if (read(fds[0].fd, &rung, sizeof rung) < 0 && errno != EAGAIN && errno != EINTR)
         return IDC_EINVAL;
     m->at = now + nap;
     m->looks++;
@@ -111,13 +112,13 @@ static int mask_look(struct idc_mask *m, int fd, bool moved, uint64_t ns)
 /* A peer may ring at any rate, and nobody stands between. What that costs is decided here: each wake-up to nothing is a
  * debt, each progress since the last sleep pays for one (a doorbell may be behind what it is for), time forgives
  * slowly. Too much of it, and the descriptor is masked: a timer looks in its place until the rings have ceased. */
-int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns)
+int mask_poll(struct idc_mask *m, struct pollfd *fds, uint32_t n, uint64_t progress, uint64_t ns)
 {
     bool moved = progress != m->progress, woken = m->woken != 0;
     m->progress = progress;
     m->woken = 0;
     if (m->period_ns != 0)
-        return mask_look(m, fd, moved, ns);
+        return mask_look(m, fds, n, moved, ns);
     if ((woken && !moved) || m->debt > 0) {
         uint64_t now = idc_now_ns(), forgiven = (now - m->at) / FORGIVE_NS + moved;
         m->debt -= forgiven < m->debt ? (uint32_t)forgiven : m->debt;
@@ -127,18 +128,24 @@ int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns)
             m->masked++;
             m->period_ns = LOOK_FIRST_NS;
             m->at = now;
-            return mask_look(m, fd, moved, ns);
+            return mask_look(m, fds, n, moved, ns);
         }
     }
-    int rc = sleep_on(fd, ns);
+    int rc = sleep_on(fds, n, ns);
     m->woken = rc == 1;
     return rc;
 }
 
+int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN, .revents = 0};
+    return mask_poll(m, &p, 1, progress, ns);
+}
+
 int idc_bell_wait(int fd, int64_t timeout_ns)
 {
-    uint64_t ns = timeout_ns < 0 ? INT64_MAX : (uint64_t)timeout_ns;
-    int rc = sleep_on(fd, ns);
+    struct pollfd p = {.fd = fd, .events = POLLIN, .revents = 0};
+    int rc = sleep_on(&p, 1, timeout_ns < 0 ? INT64_MAX : (uint64_t)timeout_ns);
     if (rc == 0)
         return IDC_TIMEOUT;
     return rc == 1 ? IDC_OK : rc;
@@ -206,9 +213,9 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
             r->count.spurious += rc == 0;
             nothing += rc == 0;
         } else if ((rc = ready_or_ended(r, need)) != 0) {
-            int bell = sleep_on(r->wake_fd, IN_FLIGHT_NS);
-            r->count.late += bell == 0;
-            r->count.wakeups += bell == 1;
+            int bell = idc_bell_wait(r->wake_fd, IN_FLIGHT_NS);
+            r->count.late += bell == IDC_TIMEOUT;
+            r->count.wakeups += bell == IDC_OK;
         }
         if (rc != 0)
             return rc;

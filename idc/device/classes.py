@@ -17,24 +17,56 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from idc.device.driver import BackDriver, FrontDriver, SocketFront
 from idc.device.options import Option
 from idc.domain import Service
-from idc.endpoint import frames
+from idc.endpoint import Quotas, frames
 from idc.errors import MisuseError
 from idc.layout import BLOCK_BYTES, HEADER_BYTES, PAGE, SLOT_HEADER_BYTES, ChannelSpec, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from idc.device.options import Value
+
 #: The entry point group.
 GROUP: Final = "idc_testbed.devices"
 #: The channel of an endpoint between the two ends.
 CHANNEL: Final = "device"
+#: Most queues of one device: a header page has room for that many channels beside the first.
+MOST_QUEUES: Final = 16
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,23}")
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+def queue_channel(index: int) -> str:
+    """Name of the channel of a device's queue."""
+    return f"queue-{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Channels of a device beside that of its endpoint, for data: endpoints that pumps drive (docs/pump.md).
+
+    Attributes:
+        count: how many, 1 to 16.
+        quotas: what each side of a queue accepts of the other.
+        requests: each side's own transactions outstanding at a time, of one queue.
+        room: bytes for buffers in the region, for each side of each queue.
+    """
+
+    count: int = 1
+    quotas: Quotas = field(default_factory=lambda: Quotas(64, 0))
+    requests: int = 64
+    room: int = 0
+
+    @property
+    def frames(self) -> int:
+        """Most frames under way in one direction of a queue: as `Resources.frames` of its endpoint."""
+        return self.requests + self.quotas.requests + self.quotas.messages + 2
 
 
 class DeviceClass:
@@ -77,17 +109,38 @@ class DeviceClass:
     @classmethod
     def channels(cls, front: str, back: str) -> Sequence[ChannelSpec]:
         """Those of its region: one for an endpoint between the two domains, large enough for the service."""
-        resources = cls.service.resources()
-        body = max(cls.service.quotas.body_bytes, 64)
-        slot = -(-(SLOT_HEADER_BYTES + frames.HEADER_BYTES + body) // 64) * 64
-        slots = 1 << (resources.frames - 1).bit_length()
-        return [ChannelSpec(CHANNEL, Kind.MESSAGE, front, back, slots * slot, slot)]
+        return [_channel(CHANNEL, front, back, cls.service.resources().frames, cls.service.quotas)]
 
     @classmethod
-    def size(cls, channels: Sequence[ChannelSpec]) -> int:
-        """Bytes of a region with these channels and `room`: the next power of two."""
-        needed = HEADER_BYTES + sum(BLOCK_BYTES + 2 * -(-c.ring_bytes // PAGE) * PAGE for c in channels) + cls.room
-        return 1 << (needed - 1).bit_length()
+    def queues(cls, options: Mapping[str, Value]) -> Queues | None:
+        """Those of a device with these options, which are complete; by default none. Raises MisuseError if the options
+        make no sense together: `attach` says so.
+        """
+        del options
+        return None
+
+    @classmethod
+    def plan(cls, front: str, back: str, options: Mapping[str, Value]) -> tuple[list[ChannelSpec], int]:
+        """All channels of a device's region, those of its queues too, and bytes of the region: a power of two.
+
+        Raises MisuseError as `queues`.
+        """
+        channels, room, queues = list(cls.channels(front, back)), cls.room, cls.queues(options)
+        if queues is not None:
+            if not 1 <= queues.count <= MOST_QUEUES:
+                raise MisuseError(f"device class {cls.name}: {queues.count} queues; 1 to {MOST_QUEUES} are possible")
+            channels += [_channel(queue_channel(index), front, back, queues.frames, queues.quotas)
+                         for index in range(queues.count)]
+            room += 2 * queues.count * queues.room
+        needed = HEADER_BYTES + sum(BLOCK_BYTES + 2 * -(-c.ring_bytes // PAGE) * PAGE for c in channels) + room
+        return channels, 1 << (needed - 1).bit_length()
+
+
+def _channel(name: str, front: str, back: str, most: int, quotas: Quotas) -> ChannelSpec:
+    """A message channel for an endpoint with so many frames under way."""
+    slot = -(-(SLOT_HEADER_BYTES + frames.HEADER_BYTES + max(quotas.body_bytes, 64)) // 64) * 64
+    slots = 1 << (most - 1).bit_length()
+    return ChannelSpec(name, Kind.MESSAGE, front, back, slots * slot, slot)
 
 
 def load() -> dict[str, type[DeviceClass]]:

@@ -302,6 +302,14 @@ class Endpoint:
         if self.state is State.CONNECTED:
             self._end(Event.LOST, "closed by this side", bye=reason)
 
+    def accuse(self, reason: str) -> None:
+        """End this connection because the peer broke a rule of the client's own; it is told which.
+
+        As after a breach of the endpoint's protocol, the next connection waits a while, ever longer.
+        """
+        if self.state is State.CONNECTED:
+            self._lost(ProtocolError(reason), bye=reason)
+
     def destroy(self, done: Callable[[], None] | None = None) -> None:
         """End for good: `done` is called after the client was told disconnect and disappear; if called again, each is.
 

@@ -60,6 +60,8 @@ class Engine:
             quota these come first.
         messages: own messages outstanding at a time.
         remote: see Resources.
+        pump: a `struct idc_pump` (idc/pump/pump.h), which moves data whenever the engine works, and in whose loop it
+            waits; it must outlive the engine. NULL: there are only frames to move.
 
     Attributes:
         resources: of the endpoint.
@@ -68,7 +70,7 @@ class Engine:
 
     def __init__(self, requests: int = 64, accepts: Quotas | None = None, *, handler: Pointer = ffi.NULL,
                  context: Pointer = ffi.NULL, python_requests: int = 0, messages: int = 16,
-                 remote: Remote | None = None) -> None:
+                 remote: Remote | None = None, pump: Pointer = ffi.NULL) -> None:
         if requests < 0 or python_requests < 0 or requests + python_requests > MAX_SLOTS:
             raise MisuseError(f"{requests} and {python_requests} requests: a side has {MAX_SLOTS} slots at most")
         self.resources = _Resources(requests, accepts, python_requests, messages, remote)
@@ -79,6 +81,9 @@ class Engine:
             "handler": handler, "context": context, "slots": self._slots, "held": self._held, "base": python_requests,
             "count": requests, "accepts": quotas.requests, "parameter_bytes": quotas.parameter_bytes,
             "status_bytes": quotas.status_bytes})
+        if pump != ffi.NULL:
+            pump.engine = self._core
+        self._run, self._runner = (lib.idc_pump_run, pump) if pump != ffi.NULL else (lib.idc_engine_run, self._core)
         self._events = ffi.new("struct idc_event[]", BATCH)
         self._status = self._inbox = ffi.NULL
         self._inbox_bytes = 0
@@ -176,7 +181,7 @@ class Engine:
         """One call into the core: its result, and the frames that it left to Python."""
         core, inbox, left = self._core, self._inbox, []
         core.budget = BUDGET
-        count = lib.idc_engine_run(core, inbox, BATCH * self._inbox_bytes, self._events, BATCH, spin_ns, timeout_ns)
+        count = self._run(self._runner, inbox, BATCH * self._inbox_bytes, self._events, BATCH, spin_ns, timeout_ns)
         for index in range(count):
             event = self._events[index]
             body = ffi.unpack(ffi.cast("char *", inbox + event.at), event.len)

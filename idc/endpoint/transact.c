@@ -142,8 +142,7 @@ static int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, struct id
     return 1;
 }
 
-int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
-                       int64_t spin_ns, int64_t timeout_ns)
+int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n)
 {
     uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
     uint32_t got = 0;
@@ -154,16 +153,25 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
             events[got].at += at;
             at = events[got].at + events[got].len;
             got++;
-        } else if (rc == IDC_AGAIN && got == 0 && timeout_ns != 0) {
-            /* Answers are announced only now that there is no request left: one doorbell for all of them. The peer's
-             * quota bounds how many can wait for it, and a peer that polls has seen them already. */
-            rc = idc_notify(e->tx);
-            if (rc == IDC_OK)
-                rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);
         }
     }
+    return got > 0 ? got : rc; /* what came before the end is delivered before the end; the next call finds that again */
+}
+
+int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
+                       int64_t spin_ns, int64_t timeout_ns)
+{
+    int64_t rc;
+    do {
+        rc = idc_engine_take(e, buf, cap, events, n);
+        if (rc != IDC_AGAIN || timeout_ns == 0)
+            break;
+        /* Answers are announced only now that there is no request left: one doorbell for all of them. The peer's quota
+         * bounds how many can wait for it, and a peer that polls has seen them already. */
+        rc = idc_notify(e->tx);
+        if (rc == IDC_OK)
+            rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);
+    } while (rc == IDC_OK);
     int told = idc_notify(e->tx); /* nothing is left unannounced on the way out, whatever the reason for it */
-    if (got > 0)
-        return got; /* what came before the end is delivered before the end; the next call finds that again */
-    return rc < 0 ? rc : told;
+    return rc != IDC_OK ? rc : told;
 }

@@ -47,6 +47,9 @@ int idc_engine_start(struct idc_engine *e); /* a new connection. IDC_OK or IDC_E
 /* Posts a request without notifying. IDC_AGAIN: no slot; IDC_CORRUPT: the peer lets the ring be full; IDC_TOOBIG. */
 int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie);
 void idc_engine_answered(struct idc_engine *e, uint32_t tag); /* Python has answered that request */
+/* Handles what is there, and neither waits nor announces what it posted: how many events, or a negative result (IDC_AGAIN
+ * when the ring is empty). 0: the budget is spent. `buf` as below. */
+int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n);
 /* Handles what is there and returns as soon as there are events (> 0); waits for one, timeout_ns at most since the last
  * request, else negative. 0: the budget is spent. Announces what was posted before it waits and before it returns.
  * `buf` takes copies of frames, `cap` at least the longest. */

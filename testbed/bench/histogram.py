@@ -53,6 +53,11 @@ class Histogram:
                 raise ValueError(f"a sample of {value} ns is beyond this histogram's {HIGHEST} ns")
             self._max = max(self._max, value)
 
+    def add(self, other: Histogram) -> None:
+        """Add all samples of another one."""
+        self._hdr.add(other._hdr)
+        self._max = max(self._max, other._max)
+
     def percentiles(self) -> Percentiles:
         """Raises ValueError when nothing was recorded."""
         if not self.count:

@@ -115,6 +115,9 @@ class Result:
         started: UTC, ISO 8601.
         seconds: that the run took.
         absent: peers and rows that could not be measured here, and why.
+        session: of `bench --against`: the same for both versions, whose turns were alternated; "" of any other run.
+        version: of `bench --against`: "base" or "this"; every round of every row is then one whole run of its own.
+        notes: what a reader must know of the run.
         schema: version of this object.
     """
 
@@ -126,6 +129,9 @@ class Result:
     started: str = ""
     seconds: float = 0.0
     absent: tuple[str, ...] = ()
+    session: str = ""
+    version: str = ""
+    notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def as_json(self) -> str:

@@ -16,8 +16,9 @@ import dataclasses
 import json
 import os
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from testbed.bench.errors import StoreError
 from testbed.bench.histogram import ENCODING, Histogram
@@ -51,15 +52,37 @@ def default_path() -> Path:
     return Path(home) / "idc-testbed" / "bench.sqlite"
 
 
+@dataclass(frozen=True)
+class Summary:
+    """A run without its rows.
+
+    Attributes:
+        run: its number.
+        result: the run, with no results.
+        rows: how many it has.
+        names: of its rows, in the order they were measured.
+        domains: of its rows, likewise.
+    """
+
+    run: int
+    result: Result
+    rows: int
+    names: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
 class Store:
-    """The database, made when it is not there. A context manager.
+    """The database, made when it is not there, unless `make` is false. A context manager.
 
     Raises StoreError, here and in every method: it cannot be opened or written, is no database or a damaged one, or was
     written by a newer version of this program.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, make: bool = True) -> None:
         self.path = path or default_path()
+        if not make and not self.path.exists():
+            raise StoreError(f"there is no {self.path}: nothing was measured yet",
+                             hint="testbed bench --quick makes a first run; IDC_TESTBED_DATA names another directory")
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -72,6 +95,8 @@ class Store:
 
     def _check(self) -> None:
         self._database.execute("PRAGMA foreign_keys = ON")
+        if self._database.execute("PRAGMA user_version").fetchone() == (VERSION,):
+            return  # nothing to write: it may lie where nobody can
         with self._transaction():  # two first runs at the same time: one of them makes the tables
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
@@ -129,6 +154,20 @@ class Store:
         with self._errors():
             return [number for (number,) in self._database.execute("SELECT id FROM runs ORDER BY id")]
 
+    def summaries(self) -> list[Summary]:
+        """All runs, oldest first. Raises StoreError for one that is damaged."""
+        with self._errors():
+            runs = self._database.execute("SELECT id, facts FROM runs ORDER BY id").fetchall()
+            rows = self._database.execute("SELECT run, name, domains, count(*) FROM rows GROUP BY run, name, domains "
+                                          "ORDER BY run, min(number)").fetchall()
+        found = []
+        for run, facts in runs:
+            mine = [(name, domains, count) for owner, name, domains, count in rows if owner == run]
+            found.append(Summary(run, self._parse(facts, [], run),
+                                 sum(count for _, _, count in mine), tuple(dict.fromkeys(name for name, _, _ in mine)),
+                                 tuple(dict.fromkeys(domains for _, domains, _ in mine))))
+        return found
+
     def result(self, run: int) -> Result:
         """A run as it was. Raises StoreError if there is none of that number."""
         with self._errors():
@@ -136,7 +175,13 @@ class Store:
             rows = self._database.execute("SELECT row FROM rows WHERE run = ? ORDER BY number", (run,)).fetchall()
         if facts is None:
             raise StoreError(f"{self.path} holds no run {run}")
-        whole = json.loads(facts[0]) | {"results": [json.loads(row) for (row,) in rows]}
+        return self._parse(facts[0], [row for (row,) in rows], run)
+
+    def _parse(self, facts: str, rows: list[str], run: int) -> Result:
+        try:
+            whole: dict[str, Any] = json.loads(facts) | {"results": [json.loads(row) for row in rows]}
+        except ValueError as error:
+            raise StoreError(f"{self.path}: run {run} is damaged: {error}") from error
         return parse(json.dumps(whole), f"run {run} of {self.path}")
 
     def histogram(self, run: int, number: int) -> Histogram | None:

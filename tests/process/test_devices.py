@@ -311,16 +311,18 @@ def test_bad_input_is_told_and_leaves_nothing() -> None:
 def test_a_back_end_that_never_comes() -> None:
     with bench("front", start=True) as here:
         here.add("back", start=False)
-        with pytest.raises(DeviceError, match=r"not connected after 1 s, and detached again; the front end in front "
+        until(lambda: "has its drivers" in here.domains["front"].log.read_text())
+        with pytest.raises(DeviceError, match=r"not connected after 3 s, and detached again; the front end in front "
                            r"says initialising: attached; the back end in back says nothing: do drivers run there\?"):
-            here.controller.attach("echo", "front", "back", wait=1.0)
+            here.controller.attach("echo", "front", "back", wait=3.0)
         nothing_left(here)
 
 
 def test_a_driver_that_fails_says_why_and_is_tried_again() -> None:
     with bench("front", "back") as here:
+        until(lambda: all("has its drivers" in domain.log.read_text() for domain in here.domains.values()))
         with pytest.raises(DeviceError, match=r"closed: OSError: this driver is broken, as it was told to be"):
-            here.controller.attach("ledger", "front", "back", {"broken": True}, wait=2.0)
+            here.controller.attach("ledger", "front", "back", {"broken": True}, wait=4.0)
         nothing_left(here)
         name, _ = ledger(here)
         here.controller.detach(name)

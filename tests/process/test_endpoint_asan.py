@@ -42,11 +42,6 @@ TIGHT = {"notes": RegionSpec("notes", 1 << 18, PAIR, [MESSAGES]),
          "bulk": RegionSpec("bulk", 1 << 14, PAIR, [PAGE_OF_BYTES])}
 
 
-@pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return sanitized.build(tmp_path_factory.mktemp("asan"))
-
-
 def attack(env: Mapping[str, str], specs: Mapping[str, RegionSpec], rounds: int, seed: int, log: Path,
            *ways: str) -> tuple[int, str]:
     with running() as service:
@@ -87,9 +82,10 @@ def test_the_tight_regions_end_where_their_rings_do() -> None:
 
 
 @SPECS
-def test_random_bytes_everywhere(core: dict[str, str], specs: Mapping[str, RegionSpec], tmp_path: Path) -> None:
+def test_random_bytes_everywhere(sanitized_core: dict[str, str], specs: Mapping[str, RegionSpec],
+                                 tmp_path: Path) -> None:
     seed = chosen(20261125)
-    code, said = attack(core, specs, ROUNDS, seed, tmp_path / "log")
+    code, said = attack(sanitized_core, specs, ROUNDS, seed, tmp_path / "log")
     sys.stdout.write(f"seed {seed}\n{said}")
     assert code == 0, f"seed {seed}\n{said}"
     assert said.count("honest answers meanwhile") == ROUNDS
@@ -97,10 +93,11 @@ def test_random_bytes_everywhere(core: dict[str, str], specs: Mapping[str, Regio
 
 @pytest.mark.soak
 @SPECS
-def test_random_bytes_for_long(core: dict[str, str], specs: Mapping[str, RegionSpec], tmp_path: Path) -> None:
+def test_random_bytes_for_long(sanitized_core: dict[str, str], specs: Mapping[str, RegionSpec],
+                               tmp_path: Path) -> None:
     seed = chosen(int.from_bytes(os.urandom(4), "little"))
     sys.stdout.write(f"seed {seed}\n")
-    code, said = attack(core, specs, 50 * ROUNDS, seed, tmp_path / "log")
+    code, said = attack(sanitized_core, specs, 50 * ROUNDS, seed, tmp_path / "log")
     assert code == 0, f"seed {seed}\n{said[-6000:]}"
 
 

@@ -42,8 +42,7 @@ def test_the_tutorials_class_has_fewer_than_ten_statements() -> None:
 def test_a_class_of_somebody_else_is_found(installed: Path) -> None:
     assert find("echo").name == "echo"
     assert {"echo", "ledger"} <= load().keys()
-    channels = find("echo").channels("front", "back")
-    size = find("echo").size(channels)
+    channels, size = find("echo").plan("front", "back", {"times": 1})
     assert size & size - 1 == 0
     assert size >= 2 * channels[0].ring_bytes
 

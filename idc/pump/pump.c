@@ -1,0 +1,188 @@
+/* One loop over a ring and descriptors of the kernel's: work while there is any, poll while that pays, then arm the ring's
+ * event word and sleep on all of them. May depend on inner.h, transact.h and poll(2). */
+#include "inner.h"
+#include "pump.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <unistd.h>
+
+enum { PROBE_EVERY = 16 }; /* waits between attempts to poll when polling has not paid */
+
+int idc_pump_announce(struct idc_pump *p)
+{
+    struct idc_ring *tx = p->engine->tx;
+    if (tx->pos - tx->notified <= (p->quiet_at == tx->notified ? p->quiet : 0))
+        return IDC_OK; /* nothing, or only what can wait */
+    return idc_notify(tx);
+}
+
+void idc_pump_hush(struct idc_pump *p)
+{
+    uint64_t notified = p->engine->tx->notified; /* Python may have announced something meanwhile */
+    p->quiet = p->quiet_at == notified ? p->quiet + 1 : 1;
+    p->quiet_at = notified;
+}
+
+/* Lets the shape have its completions; how many events are left, moved together. */
+static int64_t sift(struct idc_pump *p, const uint8_t *buf, struct idc_event *events, int64_t n)
+{
+    int64_t left = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (events[i].kind != IDC_COMPLETED || p->done == NULL || p->done(p, &events[i], buf + events[i].at) != 0)
+            events[left++] = events[i];
+    return left;
+}
+
+/* What is in the ring: events for Python (> 0), 0 when all is dealt with, IDC_AGAIN when there was nothing, or the end. */
+static int64_t from_ring(struct idc_pump *p, void *buf, uint64_t cap, struct idc_event *events, uint32_t n)
+{
+    uint64_t before = p->engine->rx->pos;
+    int64_t got = idc_engine_take(p->engine, buf, cap, events, n);
+    p->count_of.frames += p->engine->rx->pos - before;
+    if (got > 0)
+        got = sift(p, buf, events, got);
+    else if (got == IDC_AGAIN && p->engine->rx->pos != before)
+        got = 0;
+    return got;
+}
+
+/* What the descriptors have: how much was moved, or -1. `polled`: their revents, or NULL to try each. */
+static int64_t from_fds(struct idc_pump *p, const struct pollfd *polled)
+{
+    int64_t moved = 0;
+    for (uint32_t i = 0; i < p->count; i++) {
+        if (p->fds[i].fd < 0 || p->fds[i].want == 0 || (polled != NULL && polled[i].revents == 0))
+            continue;
+        int64_t n = p->ready(p, i, polled != NULL ? (uint32_t)(uint16_t)polled[i].revents : 0);
+        if (n < 0)
+            return -1;
+        moved += n;
+    }
+    p->count_of.moved += (uint64_t)moved;
+    return moved;
+}
+
+/* What waiting may end with, besides the core's results: 0 and these. */
+enum { IN_RING = 1, FDS_MOVED = 2, STOPPED = 3, FAILED = -100 };
+
+static int spin(struct idc_pump *p, uint64_t budget_ns)
+{
+    struct idc_ring *rx = p->engine->rx;
+    uint64_t start = idc_now_ns();
+    for (uint32_t polls = 1;; polls++) {
+        int rc = ready(rx, 1);
+        if (rc != 0)
+            return rc;
+        if (polls > EAGER_POLLS)
+            cpu_relax();
+        if (polls % POLLS_PER_LOOK != 0)
+            continue;
+        rc = ready_or_ended(rx, 1);
+        if (rc != 0)
+            return rc;
+        int64_t moved = from_fds(p, NULL);
+        if (moved != 0)
+            return moved < 0 ? FAILED : FDS_MOVED;
+        if (idc_now_ns() - start >= budget_ns)
+            return 0;
+        sched_yield(); /* whoever is to fill the descriptors may want this CPU */
+    }
+}
+
+static bool may_spin(struct idc_pump *p, int64_t spin_ns)
+{
+    bool alone = idc_cpus == 1 && p->engine->rx->bell.reg == NULL; /* a peer that is a process here cannot move meanwhile */
+    return spin_ns > 0 && !alone && (p->score >= SCORE_SPIN || p->waits % PROBE_EVERY == 0);
+}
+
+/* Arms, looks once more, and sleeps. */
+static int nap(struct idc_pump *p, uint64_t ns)
+{
+    struct idc_ring *rx = p->engine->rx;
+    struct pollfd fds[IDC_PUMP_FDS + 2]; /* the doorbell, which may be masked, comes first; the shape's; to stop */
+    uint32_t last = p->count + 1;
+    bool others = false;
+    store_release(rx->my_event, rx->pos + 1);
+    /* As in wait.c: orders my event word before my last look. Pairs with the fence in idc_notify. */
+    atomic_thread_fence(memory_order_seq_cst);
+    int there = ready_or_ended(rx, 1);
+    if (there != 0)
+        return there;
+    fds[0] = (struct pollfd){.fd = rx->wake_fd, .events = POLLIN};
+    for (uint32_t i = 0; i < p->count; i++)
+        fds[i + 1] = (struct pollfd){.fd = p->fds[i].want != 0 ? p->fds[i].fd : -1, .events = (short)p->fds[i].want};
+    fds[last] = (struct pollfd){.fd = p->stop_fd, .events = POLLIN};
+    p->count_of.sleeps++;
+    int woken = mask_poll(&rx->mask_state, fds, last + 1, rx->pos + p->count_of.moved, ns < RECHECK_NS ? ns : RECHECK_NS);
+    rx->count.masked = rx->mask_state.masked;
+    if (woken < 0)
+        return woken;
+    p->count_of.wakeups += woken == 1;
+    for (uint32_t i = 1; i <= last && woken != 2; i++)
+        others |= fds[i].revents != 0;
+    there = ready_or_ended(rx, 1);
+    if (woken == 0 && !others && there != 0 && p->lull == 0)
+        p->count_of.late += idc_bell_wait(rx->wake_fd, IN_FLIGHT_NS) == IDC_TIMEOUT;
+    if (others && fds[last].revents != 0)
+        return STOPPED;
+    if (others && from_fds(p, fds + 1) < 0)
+        return FAILED;
+    return there != 0 ? there : others ? FDS_MOVED : 0;
+}
+
+/* Until there is something to do, or ns are over. */
+static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
+{
+    if (may_spin(p, spin_ns)) {
+        p->count_of.spins++;
+        int rc = spin(p, (uint64_t)spin_ns < ns ? (uint64_t)spin_ns : ns);
+        if (rc > 0) {
+            p->count_of.spins_won++;
+            p->score = p->score + SCORE_WON < SCORE_MAX ? p->score + SCORE_WON : SCORE_MAX;
+        }
+        if (rc != 0)
+            return rc;
+        p->score -= p->score > 0;
+    }
+    p->waits++;
+    return nap(p, ns);
+}
+
+/* One turn: events for Python, 0 when something was done, IDC_AGAIN when there was nothing to do, FAILED, or the end. */
+static int64_t turn(struct idc_pump *p, void *buf, uint64_t cap, struct idc_event *events, uint32_t n)
+{
+    p->count_of.turns++;
+    int64_t got = from_ring(p, buf, cap, events, n);
+    if (got != 0 && got != IDC_AGAIN)
+        return got;
+    int64_t moved = from_fds(p, NULL);
+    if (moved < 0)
+        return FAILED;
+    int told = idc_pump_announce(p);
+    if (told != IDC_OK)
+        return told;
+    return moved > 0 ? 0 : got;
+}
+
+int64_t idc_pump_run(struct idc_pump *p, void *buf, uint64_t cap, struct idc_event *events, uint32_t n, int64_t spin_ns,
+                     int64_t timeout_ns)
+{
+    uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : idc_now_ns() + (uint64_t)timeout_ns, now;
+    int64_t rc = p->count > IDC_PUMP_FDS ? IDC_EINVAL : IDC_OK;
+    p->error = 0;
+    while (rc == IDC_OK && p->engine->budget > 0) {
+        rc = turn(p, buf, cap, events, n);
+        if (rc == IDC_OK) {
+            p->engine->budget -= p->engine->budget > 0; /* descriptors alone can keep it busy for ever, too */
+        } else if (rc == IDC_AGAIN && timeout_ns != 0) {
+            now = idc_now_ns();
+            int why = now >= deadline ? IDC_TIMEOUT : rest(p, spin_ns, deadline - now);
+            rc = why == IN_RING || why == FDS_MOVED ? IDC_OK : why;
+        }
+    }
+    int told = idc_pump_announce(p);
+    if (rc == FAILED && p->error < 0)
+        return p->error;
+    return rc == FAILED || rc == STOPPED ? 0 : rc != IDC_OK ? rc : told;
+}

@@ -1,0 +1,240 @@
+"""This tree against another commit of it: both versions measured in turn, base this, this base, base this ...
+
+The other version is checked out into a clone of its own, which shares the objects of this one and is gone afterwards
+(a worktree would leave its entry in the repository of whoever kills this); its C core is built there, and it has a
+virtual environment of its own, whose other packages are those of this one: only our code differs. Each turn of a
+version is one whole quick run of its own `testbed bench`, so that each has its own processes, memory and luck, and a
+commit is measured by the benchmark it brings.
+
+Depends on git, `testbed.run` and `testbed.bench`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import statistics
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from testbed import keeper
+from testbed.bench.errors import BenchFailed
+from testbed.bench.facts import ROOT
+from testbed.bench.groups import Found
+from testbed.bench.histogram import Histogram
+from testbed.bench.store import Store
+from testbed.errors import SpecError
+from testbed.results.compare import conditions, key
+from testbed.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from testbed.bench.rows import Result, Row
+    from testbed.bench.setting import Setting
+
+TURNS: Final = 12
+QUICK_TURNS: Final = 8
+#: What makes figures of two commits be of two methods.
+_METHOD = ("testbed/bench", "idc/measure", "guest/measure.py")
+_STORE = "bench.sqlite"
+#: Seconds that a turn has to end its VMs when the whole is interrupted.
+END_SECONDS: Final = 20.0
+
+Name = Literal["base", "this"]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One of the two.
+
+    Attributes:
+        name: "base": the other commit; "this": the tree as it is, changes and all.
+        python: interpreter that imports this version.
+        root: its tree.
+        data: where its runs are kept.
+    """
+
+    name: Name
+    python: Path
+    root: Path
+    data: Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A version's turns as one run: a round of a row is one turn."""
+
+    result: Result
+    found: tuple[Found, ...]
+
+
+def resolve(commit: str) -> str:
+    """Full name of a commit of this tree. Raises SpecError: this is no clone, or has no such commit."""
+    inside = _git("rev-parse", "--show-toplevel")
+    if inside.returncode != 0 or Path(inside.stdout.strip()) != ROOT:
+        raise SpecError(f"--against needs a clone with its history, {ROOT} is none",
+                        hint="git clone the project, run make there, and use its .venv/bin/testbed")
+    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
+    if found.returncode != 0:
+        raise SpecError(f"--against {commit}: no commit of {ROOT}", hint="`git log --oneline` shows them")
+    return found.stdout.strip()
+
+
+def check_core() -> None:
+    """Raises SpecError if the C core of this tree was not built from its sources as they are."""
+    built = ROOT / "idc" / "_core.abi3.so"
+    sources = [path for folder in ("core", "endpoint", "measure") for path in (ROOT / "idc" / folder).glob("*.[ch]")]
+    if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        raise SpecError("the C core of this tree is older than its sources", hint=f"{sys.executable} idc/core/build.py")
+
+
+def measure(setting: Setting, commit: str, turns: int) -> tuple[Measured, Measured]:
+    """Base and this, `turns` of each. `commit` is a full name.
+
+    Raises:
+        SpecError: conditions changed between turns.
+        BenchFailed: the base could not be built, or a run of either failed; says which, and what it said last.
+    """
+    session = secrets.token_hex(4)
+    with Run(keep="never") as run:
+        with setting.steps.wait(f"base: check out and build {commit[:10]}"):
+            base = _base(run, commit)
+        versions = [base, Version("this", Path(sys.executable), ROOT, _made(run.directory / "this"))]
+        for number in range(turns):
+            for version in versions if number % 2 == 0 else reversed(versions):
+                with setting.steps.wait(f"turn {number + 1} of {turns}: {version.name}"):
+                    _turn(run, version, setting)
+        first, second = (_joined(version, session) for version in versions)
+    notes = _notes(commit)
+    return _noted(first, notes), _noted(second, notes)
+
+
+def _noted(measured: Measured, notes: tuple[str, ...]) -> Measured:
+    return dataclasses.replace(measured, result=dataclasses.replace(measured.result, notes=notes))
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+def _base(run: Run, commit: str) -> Version:
+    """Check out, make the environment, build the core."""
+    root = run.directory / "base-tree"
+    _must(run, ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(root)])
+    _must(run, ["git", "-C", str(root), "checkout", "--quiet", "--detach", commit])
+    home = run.directory / "base-venv"
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(home)
+    paths = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)})
+    others = [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
+    # Lines of a .pth file are directories, in this order: this version's own packages come before any other.
+    Path(paths["purelib"], "base.pth").write_text("".join(f"{line}\n" for line in dict.fromkeys([str(root), *others])))
+    python = home / "bin" / "python"
+    _must(run, [str(python), "idc/core/build.py"], cwd=root)
+    return Version("base", python, root, _made(run.directory / "base"))
+
+
+def _turn(run: Run, version: Version, setting: Setting) -> None:
+    """One whole quick run, kept in the version's own database."""
+    argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", "--quiet",
+            "--domains", ",".join(sorted(setting.domains)), "--accel", setting.accel, "--qemu", setting.qemu,
+            *setting.names]  # fmt: skip
+    # Not marked as this run's: it has a run and a keeper of its own, which by that mark would be ended before they
+    # could end their VMs. Instead the kernel asks it to end when this process dies.
+    alone = ["setpriv", "--pdeathsig", "TERM", "env", "-u", "PYTHONPATH", "-u", keeper.ENV_NAME]
+    _must(run, [*alone, f"IDC_TESTBED_DATA={version.data}", *argv], cwd=version.root,
+          what=f"{version.name} ({version.root.name if version.name == 'base' else 'this tree'})")
+
+
+def _must(run: Run, argv: Sequence[str], *, cwd: Path | None = None, what: str = "base") -> None:
+    """Run to its end. Raises BenchFailed with the last line that it said."""
+    with _log(run) as (path, log):
+        process = run.popen(argv, stdout=subprocess.DEVNULL, stderr=log, cwd=cwd)
+        try:
+            code = process.wait()
+        except BaseException:
+            # Asked before the run's end does it by force: it has VMs of its own to end.
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its keeper ends the rest
+                process.wait()
+            raise
+        if code != 0:
+            lines = path.read_text(errors="replace").strip().splitlines()
+            raise BenchFailed(f"{what}: `{' '.join(argv[-4:])}` ended with {code}: {lines[-1] if lines else 'no word'}")
+
+
+@contextlib.contextmanager
+def _log(run: Run) -> Iterator[tuple[Path, int]]:
+    path = run.directory / "turn.err"
+    with path.open("w") as file:
+        yield path, file.fileno()
+
+
+def _joined(version: Version, session: str) -> Measured:
+    """All turns of a version as one run. Raises SpecError if they were not measured under the same conditions."""
+    with Store(version.data / _STORE, make=False) as store:
+        numbers = store.runs()
+        results = [store.result(number) for number in numbers]
+        first = results[0]
+        for number, result in enumerate(results[1:], start=2):
+            if differ := conditions(first, result):
+                raise SpecError(f"{version.name}: turns 1 and {number} differ in {'; '.join(differ)}")
+        found, absent = [], list(dict.fromkeys(what for result in results for what in result.absent))
+        wheres = [{key(row): at for at, row in enumerate(result.results)} for result in results]
+        for row in first.results:
+            places = [where.get(key(row)) for where in wheres]
+            if None in places:
+                absent.append(f"{row.name} {row.path} {row.domains}: not in every turn")
+                continue
+            rows = [result.results[at] for result, at in zip(results, places, strict=True) if at is not None]
+            histogram = Histogram()
+            for number, at in zip(numbers, places, strict=True):
+                if at is not None and (own := store.histogram(number, at)) is not None:
+                    histogram.add(own)
+            found.append(_row(rows, histogram))
+    result = dataclasses.replace(first, results=tuple(each.row for each in found), absent=tuple(absent), quick=True,
+                                 seconds=round(sum(each.seconds for each in results), 1), session=session,
+                                 version=version.name)  # fmt: skip
+    return Measured(result, tuple(found))
+
+
+def _row(rows: list[Row], histogram: Histogram) -> Found:
+    """One row of many turns: its rounds are the turns."""
+    last = rows[-1]
+    costs = [row.cpu_s for row in rows if row.cpu_s is not None]
+    row = dataclasses.replace(last, rounds=tuple(row.figure for row in rows), warmup=sum(row.warmup for row in rows),
+                              late=sum(row.late for row in rows), variants={}, cpu={},
+                              cpu_s=statistics.fmean(costs) if costs else None)  # fmt: skip
+    if last.p50 is None or not histogram.count:
+        middle = statistics.median(row.rounds)
+        if last.p50 is not None:  # samples by the hundred at most, kept as rounds and no histogram
+            return Found(dataclasses.replace(row, p50=middle), None)
+        return Found(dataclasses.replace(row, value=middle, samples=len(rows)), None)
+    at = histogram.percentiles()
+    return Found(dataclasses.replace(row, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999,
+                                     max=max(row.max or 0.0 for row in rows)), histogram)  # fmt: skip
+
+
+def _notes(commit: str) -> tuple[str, ...]:
+    """What of the method of measuring differs between the two."""
+    changed = _git("diff", "--name-only", commit, "--", *_METHOD).stdout.split()
+    if not changed:
+        return ()
+    return (f"the two measure by different code: {len(changed)} files of {', '.join(_METHOD)} differ",)
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SpecError("--against needs git, which is not installed", hint="apt-get install git") from None
