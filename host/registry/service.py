@@ -135,7 +135,7 @@ class Service(Serving[SeatLink]):
         return [link.endpoint for link in (*self.links.by_domain.values(), *self._host)]
 
     def _dues(self) -> list[float | None]:
-        return [self._orphans_at if self.desk.orphans else None]
+        return [self._orphans_at if self.desk.orphans else None, self.desk.next_turn()]
 
     def _files(self) -> list[int]:
         return [self._writer.fileno(), *([self._listener.fileno()] if len(self._host) < HOST_LINKS else [])]
