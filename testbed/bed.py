@@ -172,6 +172,35 @@ class Testbed:
                 self.control(vm.name)
         return booted
 
+    def revive(self, name: str) -> Vm:
+        """Boot a VM again that has ended, under its own name. Its regions are plugged in again and its drivers started,
+        so that its devices come back.
+
+        Raises as `boot`, and SpecError for a VM that runs, was never there, or had network cards.
+        """
+        old = self.vms.get(name)
+        if old is None or old.alive:
+            raise SpecError(f"VM {name!r} " + ("was never booted" if old is None else "runs"))
+        if old.spec.nics:
+            raise SpecError(f"VM {name} had network cards, which ended with it", hint="boot the testbed anew")
+        old.close()
+        vm = self.vms[name] = start_all([self._vm(old.spec)])[0]
+        vm.agent.environment.update(old.agent.environment)
+        for region in self.regions.values():
+            if any(member.name == name for member in region.header.members):
+                plug(vm, region)
+        if self._devices is not None:
+            self._devices.returned(name)
+        return vm
+
+    def mend(self) -> list[str]:
+        """Start again what has died of the region service's daemons and of the drivers in VMs; what that was, in words.
+
+        Raises ServerError, VmError if that fails; it can be called again.
+        """
+        mended = [] if self._service is None else self._service.mend()
+        return mended + ([f"drivers of {name}" for name in self._devices.mend()] if self._devices is not None else [])
+
     def _vm(self, spec: VmSpec) -> Vm:
         """Not started yet."""
         if self._boot == "cold":

@@ -137,6 +137,23 @@ class Devices:
         with self.controller() as controller:
             return controller.detach(name, wait=wait, keep_link=keep_link, force=force)
 
+    def mend(self) -> list[str]:
+        """Start the drivers again in those VMs in which they ended though nobody asked; names of the VMs."""
+        with self._lock:
+            ended = [domain for domain, running in self._drivers.items()
+                     if running.poll() is not None and domain in self._bed.vms and self._bed.vms[domain].alive]
+            for domain in ended:
+                self.prepare(domain)
+            return ended
+
+    def returned(self, domain: str) -> None:
+        """A VM was booted again: it has nothing of what it was given, and gets what devices need."""
+        with self._lock:
+            kinds = sorted(kind for name, kind in self._shipped if name == domain)
+            self._shipped -= {(domain, kind) for kind in kinds}
+            if self._drivers.pop(domain, None) is not None:
+                self.prepare(domain, *kinds)
+
     def list(self) -> list[Seen]:
         """All that are attached."""
         with self.controller() as controller:
