@@ -133,7 +133,7 @@ def test_a_device_whose_back_end_is_stuck_is_detached_by_force(bed: Testbed) -> 
     while held in back.devices:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    again = bed.devices.attach("echo", "front", "back", wait=60)
+    again = bed.devices.attach("echo", "front", "back", {"times": 2}, wait=60)
     assert use(bed, 0, 5)[-1] == "unknown"
     bed.devices.detach(again.name, wait=60)
     nothing_left(bed)
