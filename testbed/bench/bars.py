@@ -25,7 +25,7 @@ class Bar:
         what: in words.
         need: bound of `ratio`: the figure by what it is measured against.
         sense: whether the ratio may be at most or must be at least that.
-        ratio: of two figures; None if one of them was not measured.
+        ratio: of two figures, or one in its own unit; None if one of them was not measured.
     """
 
     what: str
@@ -155,6 +155,17 @@ IDC_BARS = (
       for domains in ("process", "vm-vm") for size in (MAIN, _MIB)),
 )
 
+
+def _connect(mode: str, words: str, need: float) -> Bar:
+    """Milliseconds, the median: what a user waits for."""
+
+    def figure(result: Result) -> float | None:
+        row = _find(result, ("connect", "ivshmem", mode, "python", 0), "vm-vm")
+        return None if row is None else row.p50
+
+    return Bar(f"vm-vm: ms to connect a device, {words}, p50", need, "<=", figure)
+
+
 BARS = (
     Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
@@ -176,6 +187,8 @@ BARS = (
     Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
         _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
     *IDC_BARS,
+    _connect("shared", "its link plugged before", 50.0),
+    _connect("hotplug", "its link hot-plugged", 1500.0),
 )
 
 
