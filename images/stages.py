@@ -86,7 +86,7 @@ class Sources:
     def core(self) -> list[archive.Entry]:
         """What the extension is made from: the C core, and the C of endpoint, pump and measurements."""
         return [entry for entry in self.idc if entry.path.startswith("idc/core/") or entry.path == "idc/__init__.py"
-                or (entry.path.startswith(("idc/endpoint/", "idc/measure/", "idc/pump/"))
+                or (entry.path.startswith(("idc/block/", "idc/endpoint/", "idc/measure/", "idc/pump/"))
                     and entry.path.endswith((".c", ".h")))]
 
 

@@ -126,8 +126,8 @@ def fingerprint(dev: bool) -> str:
     """What the virtual environment was made from; a change of any of it calls for another `pip install`."""
     digest = hashlib.sha256(f"{sys.version} {ROOT} {dev}".encode())
     for path in [ROOT / "pyproject.toml", ROOT / "setup.py", *sorted((ROOT / "idc" / "core").glob("*.[chp]*")),
-                 *sorted((ROOT / "idc" / "endpoint").glob("*.[ch]")),
-                 *sorted((ROOT / "idc" / "measure").glob("*.[ch]"))]:
+                 *sorted((ROOT / "idc" / "block").glob("*.[ch]")), *sorted((ROOT / "idc" / "endpoint").glob("*.[ch]")),
+                 *sorted((ROOT / "idc" / "measure").glob("*.[ch]")), *sorted((ROOT / "idc" / "pump").glob("*.[ch]"))]:
         if path.suffix in {".c", ".h", ".py", ".toml"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

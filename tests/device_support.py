@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
 CLASSES = {"echo": (EXAMPLES / "echo_device.py", "echo_device:Echo"),
+           "fakeblock": (Path(__file__).parent / "devices/block_device.py", "block_device:FakeBlock"),
            "ledger": (Path(__file__).parent / "devices/ledger_device.py", "ledger_device:Ledger")}
 
 

@@ -73,10 +73,12 @@ class Driver(Client):
     Attributes:
         device: what it drives.
         endpoint: to the other end while the region is open, else None.
+        gone: set before `close`: the device is detached; else its drivers are unloaded, and may be back soon.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.gone = False
         self.endpoint: Endpoint | None = None
 
     def open(self, address: str) -> None:

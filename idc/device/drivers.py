@@ -124,7 +124,7 @@ class Drivers:
         """Close all ends in order, as far as that can be done within UNLOAD seconds, and say so in their states."""
         deadline = time.monotonic() + UNLOAD
         for end in self.ends.values():
-            end.unwant(why)
+            end.unwant(why, gone=False)
         while time.monotonic() < deadline:
             now, busy = _now(), False
             for end in self.ends.values():

@@ -80,6 +80,7 @@ class End:
         self._pause = FIRST_PAUSE
         self._retry_at = 0.0
         self._now = now[1]
+        self._gone = False
 
     @property
     def state(self) -> State:
@@ -91,11 +92,12 @@ class End:
         """Whether it is not wanted, and closed."""
         return not self.machine.facts.wanted and self.state is State.CLOSED
 
-    def unwant(self, why: str) -> None:
-        """From now on it is to be closed."""
+    def unwant(self, why: str, *, gone: bool = True) -> None:
+        """From now on it is to be closed: the device is detached (`gone`), or only unloaded."""
         facts = self.machine.facts
         if facts.wanted:
             facts.wanted, facts.reason = False, why
+            self._gone = gone
 
     def peer(self, state: State | None) -> None:
         """What the other end says of itself."""
@@ -193,6 +195,7 @@ class End:
 
     def _close(self) -> bool:
         if self.driver is not None:
+            self.driver.gone = self._gone
             self.driver.close()
             self.machine.facts.open = self.driver.opened
             self.machine.facts.connected = False

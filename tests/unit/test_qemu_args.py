@@ -24,6 +24,7 @@ def test_the_machine_can_do_vfio_in_the_guest_and_ends_on_a_panic() -> None:
     assert "-no-reboot" in args
     assert "panic=-1" in values("-append", args)[0].split()
     assert "idc.name=front" in values("-append", args)[0].split()
+    assert "pci=no_e820" in values("-append", args)[0].split()
 
 
 def test_a_lone_emulated_cpu_keeps_its_memory_barriers() -> None:
