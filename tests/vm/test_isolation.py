@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIZE = 1 << 22
 AT = 1 << 20
+LIMIT = 120.0
 SECRET = bytes.fromhex("5ec2e7") * 16
 
 # Every BAR of every device, as the kernel shows them to root.
@@ -153,7 +154,7 @@ def bed() -> Iterator[Testbed]:
 
 
 def python(vm: Vm, program: str, *words: str) -> str:
-    return vm.succeed(["python3", "-c", program, *words], timeout=60).strip()
+    return vm.succeed(["python3", "-c", program, *words], timeout=LIMIT).strip()
 
 
 def pair(bed: Testbed, name: str, *members: str) -> None:
@@ -177,12 +178,12 @@ def test_an_abandoned_mapping_is_empty_and_leads_to_nobody(bed: Testbed) -> None
     front, back = bed.vms["front"], bed.vms["back"]
     python(back, WRITE, "left", SECRET.hex())
     holder = front.spawn(["python3", "-c", HOLD, "left"])
-    front.succeed("until test -e /tmp/held; do sleep 0.05; done", timeout=30)
+    front.succeed("until test -e /tmp/held; do sleep 0.05; done", timeout=LIMIT)
     done = bed.revoke("left", "front", Worth.ABANDONED)
     assert (done.held, done.holders) == (Worth.ABANDONED, ("front",))
     assert done.fresh is not None
     front.succeed("touch /tmp/revoked")
-    result = holder.wait(30)
+    result = holder.wait(LIMIT)
     assert result.exit_code == 0, result.err
     # it reads zeros, its own last word too; it can write, and read that back
     assert result.out.split() == [bytes(52).hex(), b"late".hex()]
@@ -209,7 +210,7 @@ def test_after_a_soft_one_only_the_library_refuses(bed: Testbed) -> None:
     assert used.split() == [SECRET.hex(), "direct", "soft"]
     # it is refused by the reference that it had, and by the same one given anew; and can read all, and write
     assert refused.split() == ["STALE", "STALE", SECRET.hex()]
-    told = owner.wait(60)
+    told = owner.wait(LIMIT)
     assert told.out.split() == ["ok", b"soft".hex()], told.err
 
 
@@ -218,7 +219,7 @@ def test_a_guest_that_does_not_let_go_keeps_a_dead_mapping(bed: Testbed, monkeyp
     front = bed.vms["front"]
     front.succeed("rm -f /tmp/held /tmp/revoked")
     holder = front.spawn(["python3", "-c", HOLD, "kept"])
-    front.succeed("until test -e /tmp/held; do sleep 0.05; done", timeout=30)
+    front.succeed("until test -e /tmp/held; do sleep 0.05; done", timeout=LIMIT)
     done = bed.revoke("kept", "front", patience=1.0)
     assert done.held is Worth.ABANDONED
     assert done.refusals
@@ -234,9 +235,9 @@ def test_a_guest_that_does_not_let_go_keeps_a_dead_mapping(bed: Testbed, monkeyp
     held = ", ".join(isolation.dead(bed)["front"])
     assert f"here: VM front holds {len(isolation.dead(bed)['front'])} of at most 2 dead mappings: {held}" in shown
     front.succeed("touch /tmp/revoked")
-    assert holder.wait(30).exit_code == 0
+    assert holder.wait(LIMIT).exit_code == 0
     # Asked before, its kernel lets go as soon as nobody uses the device.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT
     while "kept" in isolation.dead(bed).get("front", ()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
