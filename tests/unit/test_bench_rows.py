@@ -117,7 +117,7 @@ def test_what_is_no_result_is_one_line(change: object, said: str) -> None:
 
 
 def test_every_bar_is_judged_from_the_rows() -> None:
-    expected: dict[str, tuple[object, bool]] = {
+    expected: dict[str, tuple[object, bool | None]] = {
         "vm-vm: core polled 64 B by the bare cache line": (pytest.approx(1.4), True),
         "vm-vm: core by doorbell 64 B by the bare doorbell": (pytest.approx(1.2), True),
         "vm-vm: core adaptive by the better of polled and doorbell, light load": (pytest.approx(250 / 140), True),
