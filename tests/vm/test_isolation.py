@@ -153,6 +153,16 @@ def bed() -> Iterator[Testbed]:
         yield bed
 
 
+@pytest.fixture(autouse=True)
+def ports_given_back(bed: Testbed) -> Iterator[None]:
+    yield
+    for name, region in list(bed.regions.items()):
+        for vm in bed.vms.values():
+            if plugged(vm, region):
+                bed.unplug(vm, region, timeout=LIMIT)
+        bed.drop(name)
+
+
 def python(vm: Vm, program: str, *words: str) -> str:
     return vm.succeed(["python3", "-c", program, *words], timeout=LIMIT).strip()
 
