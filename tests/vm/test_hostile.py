@@ -125,6 +125,7 @@ def garbage():
 while act := {b"s": spin, b"f": flood, b"g": garbage}.get(sys.stdin.buffer.raw.read(1)):
     print("begun", flush=True)
     act()
+    sys.stdin.buffer.raw.read(1)
     print("over", flush=True)
 """
 

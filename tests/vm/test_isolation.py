@@ -213,13 +213,13 @@ def test_after_a_hard_one_there_is_no_device(bed: Testbed) -> None:
 
 
 def test_after_a_soft_one_only_the_library_refuses(bed: Testbed) -> None:
-    channel = ChannelSpec("service", Kind.MESSAGE, "front", "back", 64 * 512, 512)
+    channel = ChannelSpec("service", Kind.MESSAGE, "front", "back", 128 * 512, 512)
     bed.region(RegionSpec("lent", SIZE, dict.fromkeys(("front", "back"), Rights.RW), [channel]))
     owner = bed.vms["front"].spawn(["python3", "-c", LEND, SECRET.hex()])
     used, refused = python(bed.vms["back"], BORROW).splitlines()
     assert used.split() == [SECRET.hex(), "direct", "soft"]
     # it is refused by the reference that it had, and by the same one given anew; and can read all, and write
-    assert refused.split() == ["STALE", "STALE", SECRET.hex()]
+    assert refused.split() == ["WITHDRAWN", "STALE", SECRET.hex()]
     told = owner.wait(LIMIT)
     assert told.out.split() == ["ok", b"soft".hex()], told.err
 
