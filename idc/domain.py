@@ -69,7 +69,8 @@ class Service:
 
     def resources(self, remote: Remote | None = None) -> Resources:
         """For one endpoint of it; `remote` is what it needs for remote buffers, if it has any."""
-        return Resources(self.quotas, requests=self.outstanding, messages=self.outstanding, remote=remote)
+        messages = self.outstanding if self.quotas.messages else 0  # of which the other side accepts as few
+        return Resources(self.quotas, requests=self.outstanding, messages=messages, remote=remote)
 
 
 class _Server(Client):

@@ -9,8 +9,8 @@ BUILDER_VERSION = 1
 
 #: usr-is-merged: else its alternative usrmerge comes, with 45 MB of Perl.
 PACKAGES = (
-    "busybox-static", "e2fsprogs", "fio", "iperf3", "iproute2", "kmod", "mount", "nbd-client", "openssh-server",
-    "openssh-sftp-server", "procps", "python3", "python3-cffi-backend", "sockperf", "usr-is-merged",
+    "busybox-static", "e2fsprogs", "fio", "iperf3", "iproute2", "kmod", "mount", "nbd-client", "nbd-server",
+    "openssh-server", "openssh-sftp-server", "procps", "python3", "python3-cffi-backend", "sockperf", "usr-is-merged",
 )  # fmt: skip
 
 #: For the tree in which the C core is compiled for the guest's Python and libc; extracted, never configured.

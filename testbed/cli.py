@@ -30,6 +30,7 @@ from testbed import (
     cli_results,
     cli_snapshot,
     cli_trace,
+    cli_tty,
     cli_up,
     cli_vm,
     control,
@@ -60,6 +61,7 @@ app.command("exec", context_settings=cli_vm.REST)(cli_vm.exec_)
 app.command()(cli_vm.cp)
 app.command()(cli_vm.logs)
 app.command()(cli_vm.console)
+app.command()(cli_tty.tty)
 app.command(context_settings=cli_vm.REST)(cli_vm.ssh)
 app.command("ssh-proxy", hidden=True)(cli_vm.ssh_proxy)
 app.command()(cli_vm.plug)

@@ -69,7 +69,7 @@ def _fetch(vms: list[tuple[registry.Entry, str]], directory: str, into: Path) ->
                 found.append(landing)
     if not found:
         raise SpecError(f"there are no traces in {directory} of {', '.join(vm for _, vm in vms)}",
-                        hint="python3 -m idc.trace.record in a VM, or --directory")
+                        hint="testbed attach trace, or --directory")
     return found
 
 

@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -22,12 +23,13 @@ from host import control_region
 from host.devices import Controller
 from idc.device.classes import GROUP
 from idc.device.driver import SOCKETS
-from idc.registry import Registry
+from idc.registry import VARIABLE, Registry
 from idc.transport.address import open_port
 from testbed.bed import check_fits, plug, plugged
 from testbed.errors import QmpFailed, SpecError, TestbedError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
 
     from host.devices import Seen
@@ -43,6 +45,8 @@ LOG: Final = "/run/idc-devices/log"
 #: Seconds that a VM has to let go of a region; where a device is detached by force.
 _UNPLUG_SECONDS: Final = 30.0
 _FORCED_SECONDS: Final = 5.0
+#: The host as a domain, with drivers of its own: what its user has of a VM. No VM can have that name.
+OWN: Final = "host.user"
 #: Packages that are in every image.
 _THERE: Final = ("idc", "guest")
 
@@ -106,6 +110,7 @@ class Devices:
         self._lock = threading.RLock()
         self._drivers: dict[str, Process] = {}
         self._shipped: set[tuple[str, str]] = set()
+        self._own: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
     def controller(self) -> Iterator[Controller]:
@@ -158,6 +163,37 @@ class Devices:
         """All that are attached."""
         with self.controller() as controller:
             return controller.devices()
+
+    def console(self, vm: str, *, wait: float = 30.0) -> Path:
+        """The socket of a console device between the host and a VM, which is attached unless it is already.
+
+        Raises as `attach`, and SpecError for a name that no VM has.
+        """
+        if vm not in self._bed.vms:
+            raise SpecError(f"there is no VM {vm!r}")
+        with self._lock:
+            sockets = self.own()
+            found = [seen.name for seen in self.list()
+                     if (seen.name.kind, seen.name.front, seen.record.back) == ("console", OWN, vm)]
+            if found:
+                self.prepare(vm, "console")
+            else:
+                found = [self.attach("console", OWN, vm, wait=wait).name]
+            return sockets / f"console-{found[0].number}"
+
+    def own(self) -> Path:
+        """Make the host a domain with drivers, unless it is one already; where the sockets of its front ends are."""
+        with self._lock:
+            if control_region.PREFIX + OWN not in self._bed.regions:
+                self._bed.control(OWN)
+            sockets = self._bed.run.path("own")
+            if self._own is None or self._own.poll() is not None:
+                address = self._bed.environment(OWN)[VARIABLE]
+                with self._bed.run.path("own.log").open("ab") as log:
+                    self._own = self._bed.run.popen(
+                        [sys.executable, "-P", "-m", "guest.drivers", "--registry", address, "--sockets", str(sockets)],
+                        stdout=log, stderr=log)
+            return sockets
 
     def prepare(self, domain: str, *kinds: str) -> None:
         """Bring device classes into a VM, and start its drivers unless they run. Raises VmError."""

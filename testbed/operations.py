@@ -251,6 +251,11 @@ def detach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, 
     return {"device": str(name), "kept": list(kept)}
 
 
+def tty(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
+    """Where terminals of a VM can be used: {vm}. Attaches a console device to it the first time. Replies {socket}."""
+    return {"socket": str(bed.devices.console(_vm(bed, request).name))}
+
+
 def devices(bed: Testbed, _caller: Caller, _request: dict[str, Any]) -> dict[str, Any]:
     """List devices. Replies {devices}."""
     return {"devices": [shown(seen) for seen in bed.devices.list()]}
@@ -270,4 +275,5 @@ OPERATIONS: dict[str, Operation] = {
     "attach": attach,
     "detach": detach,
     "devices": devices,
+    "tty": tty,
 }

@@ -67,7 +67,7 @@ class Supervisor:
         self.topology = topology
         self.started = time.time()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._pause, self._mend_at = MEND_EVERY, 0.0
+        self._over = threading.Event()
         self._mourners: list[socket.socket] = []
         self._listener = wire.listen(bed.run.path(registry.SOCKET), socket.SOCK_SEQPACKET, backlog=64)
 
@@ -82,10 +82,11 @@ class Supervisor:
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
+        # One of its own: what it waits for, such as a device that is being attached, must not keep callers waiting.
+        threading.Thread(target=self._mend, name="mender", daemon=True).start()
         try:
-            while not any(fd == self._stop_fd for fd, _ in poller.poll(MEND_EVERY * 1000)):
-                self._mend()
-                with contextlib.suppress(BlockingIOError):  # the caller has gone already, or there is none
+            while not any(fd == self._stop_fd for fd, _ in poller.poll()):
+                with contextlib.suppress(BlockingIOError):  # the caller has gone already
                     sock, _ = self._listener.accept()
                     sock.setblocking(True)
                     threading.Thread(target=self._converse, args=[sock], name="caller", daemon=True).start()
@@ -94,22 +95,22 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Start daemons again that have died; one that does not come up is tried again, less and less often."""
-        now = time.monotonic()
-        if now < self._mend_at:
-            return
-        try:
-            mended = self.bed.mend()
-        except EXPECTED as error:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            _log.error("not mended, again in %g s: %s", self._pause, error)
-        else:
-            self._pause = MEND_EVERY
-            if mended:
-                _log.warning("had died and were started again: %s", ", ".join(mended))
-        self._mend_at = now + self._pause
+        pause = MEND_EVERY
+        while not self._over.wait(pause):
+            try:
+                mended = self.bed.mend()
+            except EXPECTED as error:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                if not self._over.is_set():
+                    _log.error("not mended, again in %g s: %s", pause, error)
+            else:
+                pause = MEND_EVERY
+                if mended:
+                    _log.warning("had died and were started again: %s", ", ".join(mended))
 
     def hang_up(self) -> None:
         """Serve no more; the testbed goes on."""
+        self._over.set()
         self._listener.close()
         os.close(self._stop_fd)
 

@@ -1,4 +1,5 @@
-"""This process's terminal: a console's conversation, a bar for bytes, ssh's command line. Standard library and rich."""
+"""This process's terminal: a console's conversation, a bar for bytes, ssh's command line. Standard
+library, rich and idc.console.screen."""
 
 from __future__ import annotations
 
@@ -7,34 +8,17 @@ import os
 import select
 import shlex
 import sys
-import termios
-import tty
 from typing import TYPE_CHECKING, Any, Literal
 
+from idc.console.screen import ESCAPE, raw_terminal, write_all
 from testbed.progress import Steps
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-ESCAPE = b"\x1d"
-"""Ctrl-], as telnet has it."""
 #: The guest's ssh server on its standard input and output, with a key of its own made when it is first asked for.
 SSHD = ("/usr/sbin/sshd", "-i")
-
-
-@contextlib.contextmanager
-def raw_terminal() -> Iterator[None]:
-    """Standard input unbuffered and unechoed while it lasts, if it is a terminal."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(0)
-    try:
-        tty.setraw(0)
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def converse(stream: socket.socket) -> Literal["left", "ended"]:
@@ -50,7 +34,7 @@ def converse(stream: socket.socket) -> Literal["left", "ended"]:
                     data = b""
                 if not data:
                     return "ended"
-                _write_all(data)
+                write_all(data)
             if 0 in ready:
                 typed = os.read(0, 4096)
                 text, escape, _ = typed.partition(ESCAPE)
@@ -62,12 +46,6 @@ def converse(stream: socket.socket) -> Literal["left", "ended"]:
                     return "left"
                 if not typed:
                     watched.remove(0)
-
-
-def _write_all(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]
 
 
 @contextlib.contextmanager

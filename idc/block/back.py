@@ -83,6 +83,7 @@ class BlockBack(BackDriver):
         self._queues: list[Queue] = []
         self._looked = 0.0
         self._said = ""
+        self._broken = 0
         self.image = Image(spec, f"{device} of {device.peer}", self.runtime)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -151,4 +152,9 @@ class BlockBack(BackDriver):
             if wrong and wrong != self._said:
                 log.error("%s: %s", self.device, wrong)
             self._said = wrong
+            broken = self.image.counters["broken"]
+            if broken != self._broken:
+                log.error("%s: image %s: %s (%d requests)", self.device, self.image.spec.path,
+                          os.strerror(self.image.last_error), broken - self._broken)
+                self._broken = broken
         return False

@@ -360,10 +360,15 @@ int idc_image_do(struct idc_image *i, const struct idc_block_request *request)
 {
     int failed = __atomic_load_n(&i->failed, __ATOMIC_ACQUIRE), rc = refusal(i, request);
     count(&i->requests, 1);
-    if (rc == 0)
-        rc = failed && request->op != IDC_BLOCK_READ ? failed : carry_out(i, request);
-    if (rc != 0)
+    if (rc != 0) {
         count(&i->refused, 1);
+        return rc;
+    }
+    rc = failed && request->op != IDC_BLOCK_READ ? failed : carry_out(i, request);
+    if (rc != 0) {
+        __atomic_store_n(&i->error, (uint32_t)rc, __ATOMIC_RELAXED);
+        count(&i->broken, 1);
+    }
     return rc;
 }
 

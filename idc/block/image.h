@@ -38,7 +38,8 @@ struct idc_image {
     void *locks;
     int32_t failed;          /* errno: a flush failed or the file shrank, so nothing more is promised */
     uint32_t shrank;
-    uint64_t requests, refused, read_bytes, written_bytes, flushes;
+    uint32_t error;          /* errno of the last request that could not be carried out */
+    uint64_t requests, refused, broken, read_bytes, written_bytes, flushes;
     uint64_t copied;         /* bytes copied between image and region */
     uint64_t copied_up;      /* bytes copied from base to overlay */
 };

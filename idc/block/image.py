@@ -176,9 +176,14 @@ class Image:
         return ""
 
     @property
+    def last_error(self) -> int:
+        """errno of the last request that could not be carried out; 0: there was none."""
+        return int(self.core.error)
+
+    @property
     def counters(self) -> dict[str, int]:
         """What was done so far; `copied` counts bytes copied between image and region."""
-        names = ("requests", "refused", "read_bytes", "written_bytes", "flushes", "copied", "copied_up")
+        names = ("requests", "refused", "broken", "read_bytes", "written_bytes", "flushes", "copied", "copied_up")
         return {name: int(getattr(self.core, name)) for name in names}
 
     def close(self) -> None:

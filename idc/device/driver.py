@@ -11,19 +11,17 @@ Depends on idc.device.options and states, idc.endpoint, idc.transport.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Result, State
-from idc.errors import MisuseError
+from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Resources, Result, State
 from idc.transport.address import open_port
-from idc.transport.unix import AcceptedPort
+from idc.transport.unix import AcceptedPort, listen
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
 
     from idc.device.options import Value
@@ -142,13 +140,28 @@ class SocketFront(FrontDriver):
     A program connects to `unix:SOCKETS/CLASS-NUMBER` with endpoints like any other. Its connection stands while the
     device's does: it is not connected before, and what it has under way when the device's connection is lost completes
     with *outcome unknown* there too. Who may connect is decided by the permissions of the path, 0600.
+
+    Attributes:
+        most: programs that are connected at a time; more wait.
     """
+
+    most: ClassVar[int] = PROGRAMS
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
         self._path = device.sockets / str(device)
-        self._listener = _listen(self._path)
+        self._listener = listen(self._path, PROGRAMS)
         self._programs: list[_Program] = []
+
+    def resources(self) -> Resources:
+        """Of one program's connection."""
+        return self.device.service.resources()
+
+    def asked(self, program: object, parameters: bytes) -> None:
+        """A program's transaction is about to be passed on."""
+
+    def left(self, program: object) -> None:
+        """A program is gone, and the device's connection stands."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Driver`."""
@@ -160,7 +173,7 @@ class SocketFront(FrontDriver):
 
     @property
     def _open_to_all(self) -> bool:
-        return self.connected and len(self._programs) < PROGRAMS
+        return self.connected and len(self._programs) < self.most
 
     def work(self) -> bool:
         """See `Driver`."""
@@ -177,6 +190,7 @@ class SocketFront(FrontDriver):
             if program.met and program.endpoint.state is State.ABSENT:
                 program.endpoint.abandon()
                 self._programs.remove(program)
+                self.left(program)
                 busy = True
         return busy
 
@@ -206,12 +220,13 @@ class _Program(Client):
         self._front = front
         self._waiting: deque[IncomingTransaction | IncomingMessage] = deque()
         self.met = False
-        self.endpoint = Endpoint(AcceptedPort(connection), self, front.device.service.resources(), "a program")
+        self.endpoint = Endpoint(AcceptedPort(connection), self, front.resources(), "a program")
 
     def appear(self, endpoint: Endpoint) -> None:
         self.met = True
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
+        self._front.asked(self, transaction.parameters)
         self._waiting.append(transaction)
         self.flush()
 
@@ -250,24 +265,3 @@ class _Program(Client):
                 item.fail(completion.reason)
 
         return answered
-
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket there; a socket that a dead process left gives way. Raises OSError, MisuseError."""
-    if len(os.fsencode(path)) > 107:
-        raise MisuseError(f"{path}: the path of a socket has 107 bytes at most")
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        path.unlink(missing_ok=True)
-        old = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(old)
-        listener.listen(PROGRAMS)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -18,6 +18,7 @@ from idc.trace import events
 from idc.trace.events import PONG, Kind, Type
 
 if TYPE_CHECKING:
+    from idc.bytestream import ByteSender
     from idc.channel import ByteChannel
     from idc.trace.tracer import Tracer
 
@@ -35,11 +36,11 @@ PATIENT: Final = 3
 OUTSTANDING: Final = 16
 
 
-class RingSink:
-    """See `idc.trace.tracer.Sink`.
+class SenderSink:
+    """Events into a byte ring, whoever takes them out. See `idc.trace.tracer.Sink`; `due` and `close` are its users'.
 
     Args:
-        channel: connected; closed with the sink.
+        sender: end of a ring that is connected.
         lossless: see the top of the file.
 
     Attributes:
@@ -49,24 +50,18 @@ class RingSink:
         MisuseError: the ring is too small for the longest event.
     """
 
-    def __init__(self, channel: ByteChannel, *, lossless: bool) -> None:
-        if channel.sender.size < LEAST_RING:
-            raise MisuseError(f"a trace ring of {channel.sender.size} bytes: {LEAST_RING} at least")
+    def __init__(self, sender: ByteSender, *, lossless: bool) -> None:
+        if sender.size < LEAST_RING:
+            raise MisuseError(f"a trace ring of {sender.size} bytes: {LEAST_RING} at least")
         self.reason = ""
-        self._channel = channel
-        self._sender = channel.sender
+        self._sender = sender
         self._lossless = lossless
         self._room = 0
-        self._raw = channel.sender._ring
+        self._raw = sender._ring
         self._vector = ffi.new("struct idc_part[1]")
         self._length = 0
         self._done = ffi.new("uint64_t *")
         self._buffer = ffi.NULL
-        self._answers = bytearray()
-        self._sent: dict[int, int] = {}
-        self._pings = 0
-        self._missed = 0
-        self._synced = False
 
     def bind(self, buffer: memoryview) -> None:
         """See there."""
@@ -100,18 +95,52 @@ class RingSink:
                 try:
                     self._sender.reserve(self._sender.size // 4, timeout=1.0).release()
                 except TimedOutError:
-                    continue
+                    self._look()
                 finally:
                     self._room = self._sender.available()
         except DisconnectedError as error:
             self._over(str(error))
         return self._room >= length
 
+    def _look(self) -> None:
+        """Waiting for room, from time to time: raise DisconnectedError if there is a sign that none will come."""
+
     def _over(self, reason: str) -> None:
         self.reason = self.reason or reason
         self._room = 0
 
-    # -- clocks
+    def await_room(self, length: int, timeout: float = LAST_WORDS) -> bool:
+        """Wait for room in either mode, up to `timeout` seconds."""
+        if not self.reason and self._room < length:
+            try:
+                self._sender.reserve(length, timeout=timeout).release()
+                self._room = self._sender.available()
+            except TimedOutError:
+                return False
+            except DisconnectedError as error:
+                self._over(str(error))
+        return self._room >= length
+
+
+class RingSink(SenderSink):
+    """Into a channel of a shared region.
+
+    Args:
+        channel: connected; closed with the sink.
+        lossless: see the top of the file.
+
+    Raises:
+        MisuseError: the ring is too small for the longest event.
+    """
+
+    def __init__(self, channel: ByteChannel, *, lossless: bool) -> None:
+        super().__init__(channel.sender, lossless=lossless)
+        self._channel = channel
+        self._answers = bytearray()
+        self._sent: dict[int, int] = {}
+        self._pings = 0
+        self._missed = 0
+        self._synced = False
 
     def due(self, tracer: Tracer, now: int) -> None:
         """See there: compares the clocks."""
@@ -171,15 +200,3 @@ class RingSink:
         self._over("closed")
         self._channel.close()
         self._buffer = ffi.NULL
-
-    def await_room(self, length: int, timeout: float = LAST_WORDS) -> bool:
-        """Wait for room in either mode, up to `timeout` seconds."""
-        if not self.reason and self._room < length:
-            try:
-                self._sender.reserve(length, timeout=timeout).release()
-                self._room = self._sender.available()
-            except TimedOutError:
-                return False
-            except DisconnectedError as error:
-                self._over(str(error))
-        return self._room >= length

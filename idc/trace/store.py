@@ -71,8 +71,10 @@ class StoreWriter:
         domain: whose events these are, as who mediates says.
         recorder: the domain in which the file is written, on whose clock PINGs are answered.
         most_bytes: of all files of the domain in this directory.
+        writer: whose word it is that several connections are of one writer, and its number; `resume` finds it by that.
 
     Attributes:
+        length: bytes of events in the file.
         path: of the file.
 
     Raises:
@@ -81,34 +83,66 @@ class StoreWriter:
         OSError: the file cannot be made.
     """
 
-    def __init__(self, directory: Path, domain: str, recorder: str, *, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, directory: Path, domain: str, recorder: str, *, most_bytes: int = MOST_BYTES,
+                 writer: int | None = None) -> None:
         check_domain(domain)
         check_domain(recorder)
         directory.mkdir(parents=True, exist_ok=True)
-        self._left = most_bytes - sum(max(path.stat().st_size, LEAST_FILE) for path in of_domain(directory, domain))
-        if self._left < LEAST_FILE:
-            raise FullError(f"the traces of domain {domain} in {directory} take {most_bytes} bytes, which is the limit")
+        self._left = _left(directory, domain, most_bytes)
+        self.length = 0
         self.path, self._fd = _create(directory, domain)
         self._synced = time.monotonic()
         self._closed = False
         try:
             self._write(MAGIC)
-            origin = {"domain": domain, "recorder": recorder, "realtime_ns": time.time_ns()}
+            origin: dict[str, str | int] = {"domain": domain, "recorder": recorder, "realtime_ns": time.time_ns()}
+            if writer is not None:
+                origin["writer"] = writer
             self._chunk(ORIGIN, json.dumps(origin).encode())
         except BaseException:
             os.close(self._fd)
             self.path.unlink()
             raise
 
+    @classmethod
+    def resume(cls, directory: Path, domain: str, recorder: str, writer: int, *,
+               most_bytes: int = MOST_BYTES) -> Self | None:
+        """Go on with the file of a writer that this process's predecessor was killed with; None if there is none.
+
+        What it had not written whole is cut off. Raises as the constructor.
+        """
+        for path in reversed(of_domain(directory, domain)):
+            with contextlib.suppress(ProtocolError, FileNotFoundError):
+                found = read(path)
+                if (found.recorder, found.writer) == (recorder, writer) and not found.ended:
+                    break
+        else:
+            return None
+        self = cls.__new__(cls)
+        self._left = _left(directory, domain, most_bytes)
+        self.path, self.length = path, sum(length for _, length in found._runs)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._synced = time.monotonic()
+        self._closed = False
+        os.ftruncate(self._fd, os.fstat(self._fd).st_size - found.unread)
+        return self
+
     def append(self, run: bytes) -> None:
         """Write whole events. Raises FullError, and OSError where the file system cannot take them."""
         for at in range(0, len(run), MOST_CHUNK):
             # A chunk may end within an event: who reads joins them again.
             self._chunk(EVENTS, run[at:at + MOST_CHUNK])
+        self.length += len(run)
         now = time.monotonic()
         if now >= self._synced + SYNC_SECONDS:
             self._synced = now
             os.fdatasync(self._fd)
+
+    def leave(self) -> None:
+        """Let go of the file, which another process goes on with. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._fd)
 
     def close(self, reason: str = "closed") -> None:
         """Write why no more will come. Idempotent. Raises OSError."""
@@ -141,6 +175,14 @@ class StoreWriter:
             return
         with contextlib.suppress(OSError):  # a full disk: the error that is under way says so
             self.close(f"{type(error).__name__}: {error}")
+
+
+def _left(directory: Path, domain: str, most: int) -> int:
+    """Bytes that a domain's files may still take. Raises FullError."""
+    left = most - sum(max(path.stat().st_size, LEAST_FILE) for path in of_domain(directory, domain))
+    if left < LEAST_FILE:
+        raise FullError(f"the traces of domain {domain} in {directory} take {most} bytes, which is the limit")
+    return left
 
 
 def of_domain(directory: Path, domain: str) -> list[Path]:
@@ -229,6 +271,7 @@ class TraceFile:
         ended: why no more came; empty if the file does not say, because it is being written or its writer died.
         unread: bytes at the end that are no whole chunk, or whatever follows the first that is damaged.
         broken: what stands where an event should, if anything: the events before it count.
+        writer: see `StoreWriter`; None if there is none.
     """
 
     path: Path
@@ -237,6 +280,7 @@ class TraceFile:
     ended: str = ""
     unread: int = 0
     broken: str = ""
+    writer: int | None = None
     _runs: list[tuple[int, int]] = field(default_factory=list)
 
     def events(self) -> Iterator[TraceEvent]:
@@ -308,6 +352,8 @@ def _scan(path: Path, data: mmap.mmap) -> TraceFile:
 def _origin(path: Path, kind: int, content: bytes) -> TraceFile:
     try:
         origin = json.loads(content) if kind == ORIGIN else {}
-        return TraceFile(path, check_domain(str(origin["domain"])), check_domain(str(origin["recorder"])))
+        writer = origin.get("writer")
+        return TraceFile(path, check_domain(str(origin["domain"])), check_domain(str(origin["recorder"])),
+                         writer=None if writer is None else int(writer))
     except (ValueError, KeyError, TypeError) as error:
         raise ProtocolError(f"{path} is no trace that can be used: its first chunk does not say whose it is") from error

@@ -5,10 +5,16 @@ Who may connect is decided by the permissions of the path. Depends on idc.transp
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from typing import TYPE_CHECKING
 
+from idc.errors import MisuseError
 from idc.transport.tcp import REDIAL, StreamPort
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class UnixPort(StreamPort):
@@ -56,3 +62,26 @@ class AcceptedPort(StreamPort):
 def port(path: str) -> UnixPort:
     """The connecting end for a path."""
     return UnixPort(path)
+
+
+def listen(path: Path, backlog: int) -> socket.socket:
+    """A listening socket there, its owner's alone (0600); one that a dead process left gives way.
+
+    Raises OSError, MisuseError.
+    """
+    if len(os.fsencode(path)) > 107:
+        raise MisuseError(f"{path}: the path of a socket has 107 bytes at most")
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        path.unlink(missing_ok=True)
+        old = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -166,6 +166,18 @@ def _connect(mode: str, words: str, need: float) -> Bar:
     return Bar(f"vm-vm: ms to connect a device, {words}, p50", need, "<=", figure)
 
 
+def _disk(op: str, depth: int, need: float) -> Bar:
+    """One row of "block" by the same over TCP."""
+
+    def ratio(result: Result) -> float | None:
+        rows = {row.path: row for row in result.results if (row.name, row.op, row.depth) == ("block", op, depth)}
+        if not {"ivshmem", "nbd-tcp"} <= rows.keys():
+            return None
+        return rows["ivshmem"].figure / rows["nbd-tcp"].figure
+
+    return Bar(f"vm-vm: block {op}, depth {depth}, by NBD over TCP", need, ">=", ratio)
+
+
 BARS = (
     Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
@@ -189,6 +201,7 @@ BARS = (
     *IDC_BARS,
     _connect("shared", "its link plugged before", 50.0),
     _connect("hotplug", "its link hot-plugged", 1500.0),
+    _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )
 
 

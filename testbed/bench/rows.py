@@ -27,7 +27,7 @@ class Row:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
             shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
             transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
-            "clone-idle"; "trace" (round trips of endpoints), "trace-cost" (what tracing adds).
+            "clone-idle"; "block" (fio on a disk); "trace" (round trips of endpoints), "trace-cost" (what tracing adds).
         path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots. Of "transact" and
             "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP transport).
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
@@ -57,6 +57,8 @@ class Row:
         strategy: "copy", "map" or "handover" ("bulk").
         route: how the bytes of "bulk" move: "direct" (both ends are members of the region).
         touched: whether the consumer of "bulk" summed every byte.
+        op: of "block": "randread", "seqread", "seqwrite".
+        depth: requests under way at a time ("block").
     """
 
     name: str
@@ -88,6 +90,8 @@ class Row:
     strategy: str | None = None
     route: str | None = None
     touched: bool | None = None
+    op: str | None = None
+    depth: int | None = None
 
     @property
     def figure(self) -> float:

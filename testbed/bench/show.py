@@ -36,6 +36,10 @@ def show(result: Result, console: Console) -> None:
             found = [row for row in rows if (row.name, row.size) == ("stream", size)]
             _print(console, f"streams in pieces of {words.size(size)}, {words.PLACES[domains]}", _values(found))
         _idc(rows, console, result)
+        for op, depth in dict.fromkeys((row.op, row.depth) for row in rows if row.name == "block"):
+            found = [row for row in rows if (row.name, row.op, row.depth) == ("block", op, depth)]
+            _print(console, f"fio {op} of {words.size(found[0].size)}, depth {depth}, {words.PLACES[domains]}",
+                   _values(found))
         costs = [row for row in rows if row.name == "trace-cost"]
         if costs:
             _print(console, f"tracing's cost, {words.PLACES[domains]}: against a build without the hook", _costs(costs))
@@ -127,7 +131,8 @@ def _values(rows: list[Row]) -> Table:
     limit = max((row.figure for row in rows if row.path == "ring" or (row.path, row.mode) == ("limit", "pipeline")),
                 default=0.0)
     unit = rows[0].unit
-    table = _table("median", "least", "most", "of limit", "peer x", "CPU s/GB" if unit == "B/s" else "CPU s/1000")
+    cost = "CPU s/GB" if unit in ("B/s", "MB/s") else "CPU s/1000"
+    table = _table("median", "least", "most", "of limit", "peer x", cost)
     for row in rows:
         ours = row.path in words.OURS
         peer = max((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)

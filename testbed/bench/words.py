@@ -51,6 +51,8 @@ def micros(value: float | None) -> str:
 
 def rate(value: float, unit: str) -> str:
     """Bytes or operations in a second."""
+    if unit == "MB/s":
+        value, unit = value * 1e6, "B/s"
     if unit == "B/s":
         return f"{value / 1e9:.2f} GB/s" if value >= 1e9 else f"{value / 1e6:.1f} MB/s"
     return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.1f} k/s"

@@ -113,7 +113,7 @@ def test_iperf_is_what_was_received() -> None:
 
 
 def test_names_are_files() -> None:
-    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "boot", "connect"]
+    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "block", "boot", "connect"]
     assert [bench.name for bench in chosen([])] == ["rtt", "rate", "stream", "idc"]
     assert [bench.name for bench in chosen(["boot"])] == ["boot"]
     with pytest.raises(SpecError, match="no benchmark is called 'rt'"):

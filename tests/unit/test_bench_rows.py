@@ -63,8 +63,17 @@ def idc_rows() -> Iterator[Row]:
                                           size=size)
 
 
+def disk(path: str, op: str, depth: int, value: float) -> Row:
+    size, unit = (4096, "iops") if op == "randread" else (1 << 20, "MB/s")
+    return Row("block", path, "vm-vm", None, "fio", size, unit, 1, value=value, rounds=(value,), op=op, depth=depth)
+
+
 def rows() -> Iterator[Row]:
     yield from idc_rows()
+    for op, depth, value in (("randread", 1, 300), ("randread", 32, 150), ("seqread", 1, 600)):
+        yield disk("ivshmem", op, depth, value)
+        yield disk("nbd-tcp", op, depth, 100)
+    yield disk("virtio-blk", "seqread", 1, 1000)
     for domains in ("vm-vm", "process"):
         yield rtt("limit", "poll", 100, domains=domains)
         yield rtt("limit", "doorbell", 1000, domains=domains)
@@ -136,6 +145,10 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: bulk copy of 1 MiB, Python, by the core's stream": (pytest.approx(0.85), True),
         "vm-vm: ms to connect a device, its link plugged before, p50": (None, None),
         "vm-vm: ms to connect a device, its link hot-plugged, p50": (None, None),
+        "vm-vm: block randread, depth 1, by NBD over TCP": (pytest.approx(3), True),
+        "vm-vm: block randread, depth 32, by NBD over TCP": (pytest.approx(1.5), False),
+        "vm-vm: block seqread, depth 1, by NBD over TCP": (pytest.approx(6), True),
+        "vm-vm: block seqwrite, depth 1, by NBD over TCP": (None, None),
     }
     for domains in ("process", "vm-vm"):
         for size in (64, 65536):

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idc.errors import MisuseError, ProtocolError
@@ -20,7 +20,11 @@ EVENT = st.builds(TraceEvent, time=U64, flow=U64, sequence=st.integers(0, (1 << 
                   name=st.binary(max_size=255), data=st.binary(max_size=300), detail=st.integers(0, 255),
                   value=st.integers(0, (1 << 32) - 1))
 
+#: How long one example takes says nothing on a machine that others use too.
+PATIENT = settings(deadline=None)
 
+
+@PATIENT
 @given(st.lists(EVENT, max_size=8))
 def test_what_is_encoded_is_split(listed: list[TraceEvent]) -> None:
     run = b"".join(map(encode, listed))
@@ -28,6 +32,7 @@ def test_what_is_encoded_is_split(listed: list[TraceEvent]) -> None:
     assert whole(run)[0] == len(run)
 
 
+@PATIENT
 @given(st.lists(EVENT, min_size=1, max_size=5), st.integers(0, 5000))
 def test_a_run_cut_anywhere_gives_the_events_before(listed: list[TraceEvent], cut: int) -> None:
     run = b"".join(map(encode, listed))[:cut]
@@ -37,6 +42,7 @@ def test_a_run_cut_anywhere_gives_the_events_before(listed: list[TraceEvent], cu
     assert len(run) - end < HEADER_BYTES + PAYLOAD_BYTES
 
 
+@PATIENT
 @given(st.binary(max_size=4000))
 def test_whatever_a_writer_sends_is_events_or_refused(data: bytes) -> None:
     try:
@@ -97,6 +103,7 @@ def test_a_tail_torn_at_any_byte_is_recognised(tmp_path: Path) -> None:
         assert RUN.startswith(there)
 
 
+@PATIENT
 @given(st.integers(0, 1 << 32), st.integers(1, 255))
 def test_a_byte_that_was_changed_ends_the_file_there(seed: int, flip: int) -> None:
     import tempfile
@@ -116,6 +123,7 @@ def test_a_byte_that_was_changed_ends_the_file_there(seed: int, flip: int) -> No
         assert found.unread > 0
 
 
+@PATIENT
 @given(st.binary(max_size=2000))
 def test_any_bytes_are_a_trace_or_refused(data: bytes) -> None:
     import tempfile
