@@ -143,13 +143,20 @@ class Devices:
             return controller.detach(name, wait=wait, keep_link=keep_link, force=force)
 
     def mend(self) -> list[str]:
-        """Start the drivers again in those VMs in which they ended though nobody asked; names of the VMs."""
-        with self._lock:
+        """Start the drivers again in those VMs in which they ended though nobody asked; names of the VMs.
+
+        Not while a device is being attached or detached: that may take long, and whoever mends has more to do.
+        """
+        if not self._lock.acquire(blocking=False):
+            return []
+        try:
             ended = [domain for domain, running in self._drivers.items()
                      if running.poll() is not None and domain in self._bed.vms and self._bed.vms[domain].alive]
             for domain in ended:
                 self.prepare(domain)
             return ended
+        finally:
+            self._lock.release()
 
     def returned(self, domain: str) -> None:
         """A VM was booted again: it has nothing of what it was given, and gets what devices need."""
