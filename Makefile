@@ -1,9 +1,9 @@
-# make demo | test | soak | lint | clean. Each does its own set-up; ARGS reach the command.
+# make demo | test | soak | lint | docs | clean. Each does its own set-up; ARGS reach the command.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := guest host idc images testbed tests
 
-.PHONY: demo test soak lint unit setup setup-dev clean
+.PHONY: demo test soak lint unit docs setup setup-dev clean
 
 demo: setup
 	@$(BIN)/testbed demo $(ARGS)
@@ -20,6 +20,9 @@ lint: setup-dev
 
 unit: setup-dev
 	@$(BIN)/pytest tests/unit tests/process tests/qtest $(ARGS)
+
+docs: setup-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS) && echo "build/docs/index.html"
 
 setup:
 	@$(PYTHON) testbed/bootstrap.py run

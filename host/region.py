@@ -441,10 +441,20 @@ class RegionService:
 
     def members(self, name: str) -> dict[str, tuple[int, bool]]:
         """(incarnation, present) of each rw member, as the server knows it. Raises RegionError if no such region."""
-        regions = self._call({"op": "list"})["regions"]
+        regions = self.presence()
         if name not in regions:
             raise RegionError(f"no region {name!r} (there are: {', '.join(regions) or 'none'})")
-        return {member: (int(m["incarnation"]), bool(m["present"])) for member, m in regions[name].items()}
+        return regions[name]
+
+    def presence(self) -> dict[str, dict[str, tuple[int, bool]]]:
+        """The same of all regions, by name. Raises ServerError."""
+        return {name: {member: (int(m["incarnation"]), bool(m["present"])) for member, m in members.items()}
+                for name, members in self._call({"op": "list"})["regions"].items()}
+
+    def processes(self) -> dict[str, int]:
+        """Ids of the processes that it has started, by what they are."""
+        children = (self._holder, self._server, self._broker, self._registry)
+        return {child.what: child.process.pid for child in children if child is not None}
 
     def regions(self) -> list[str]:
         """Names of all regions that are served. Raises ServerError."""
@@ -465,12 +475,6 @@ class RegionService:
                 restart()
                 mended.append(child.what)
         return mended
-
-    @property
-    def processes(self) -> dict[str, int]:
-        """Process ids of all daemons that were started, by what they are."""
-        children = (self._holder, self._server, self._broker, self._registry)
-        return {child.what: child.process.pid for child in children if child is not None}
 
     def restart(self) -> None:
         """Kill the server with SIGKILL, unless it is dead already, and start another, which takes all over."""

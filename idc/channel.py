@@ -17,6 +17,7 @@ from idc.bell import Waker
 from idc.errors import ClosedError, NotConnectedError, TimedOutError
 from idc.faults import Point, passing
 from idc.flows import flow_seed
+from idc.observed import Trips
 from idc.region import wait_event
 from idc.ring import ByteReceiver, ByteSender, MessageReceiver, MessageSender, fence, load_u64, store_u64
 
@@ -140,6 +141,7 @@ class Channel(Generic[SenderT, ReceiverT]):
     Attributes:
         sender: the outgoing ring.
         receiver: the incoming ring.
+        trips: where this side notes, for observers, how long its transactions take.
         late: what the handshake found by looking again, though no doorbell came; should be 0.
     """
 
@@ -159,6 +161,7 @@ class Channel(Generic[SenderT, ReceiverT]):
         # A new epoch before the reset: a peer of the connection before this one must not take the reset for corruption.
         self._handshake.begin()
         self._open_rings()
+        self._show_observers()
         self.sender.reset()
         self.receiver.reset()
 
@@ -192,6 +195,18 @@ class Channel(Generic[SenderT, ReceiverT]):
         ab = (self.entry.offset + layout.RING_AB, self.entry.data_ab)
         ba = (self.entry.offset + layout.RING_BA, self.entry.data_ba)
         return (ab, ba) if self._handshake.is_a else (ba, ab)
+
+    def _show_observers(self) -> None:
+        block, is_a = self.entry.offset, self._handshake.is_a
+        out, back = (layout.RECORD_AB, layout.RECORD_BA) if is_a else (layout.RECORD_BA, layout.RECORD_AB)
+        self.sender.observe(self._region.memory, block + out)
+        self.receiver.observe(self._region.memory, block + back + layout.RING_RECORD_BYTES)
+        self.trips = Trips(self._region.memory, block + (layout.RECORD_A if is_a else layout.RECORD_B))
+
+    def show(self) -> None:
+        """Bring the counters that observers see up to date: before this side's user sleeps elsewhere."""
+        self.sender.show()
+        self.receiver.show()
 
     @classmethod
     def entry_of(cls, region: Region, name: str) -> ChannelEntry:
@@ -289,6 +304,7 @@ class Channel(Generic[SenderT, ReceiverT]):
         self._ring_peer()
         self.sender.close()
         self.receiver.close()
+        self.trips.close()
         for bell in self._bells:
             bell.close()
 

@@ -117,6 +117,22 @@ RING_SPACE_EVENT: Final = 64  # u64, producer; a line of its own, looked at whil
 RING_HEAD: Final = 128  # u64, consumer
 RING_DATA_EVENT: Final = 192  # u64, consumer
 
+# Records for observers, in the channel block, of the ends of the two rings and of the two sides. No peer reads them.
+RECORD_AB: Final = 1024  # the producer's; the consumer's follows
+RECORD_BA: Final = 1280
+RECORD_A: Final = 1536
+RECORD_B: Final = 1792
+RING_RECORD_BYTES: Final = 128
+SIDE_RECORD_BYTES: Final = 256
+#: u64 words of a ring's record, in this order: those of struct idc_counters.
+RING_RECORD: Final = ("doorbells", "suppressed", "sleeps", "wakeups", "spurious", "late", "masked", "full", "spins_won",
+                      "messages", "bytes")
+#: u64 words of a side's record; then TRIP_BUCKETS more.
+SIDE_RECORD: Final = ("samples", "total_ns", "dropped")
+TRIP_BUCKETS: Final = 24
+#: The first of these buckets holds what took less than 2 to the power of this, ns; each further one twice that.
+FIRST_TRIP_BIT: Final = 9
+
 SLOT_HEADER_BYTES: Final = 8
 MIN_SLOT: Final = 64
 MIN_BYTE_RING: Final = PAGE

@@ -22,6 +22,7 @@ from idc.errors import (
     TimedOutError,
     TooBigError,
 )
+from idc.layout import RING_RECORD_BYTES as RECORD_BYTES
 from idc.words import check_range, pin
 
 if TYPE_CHECKING:
@@ -129,6 +130,17 @@ class Ring:
             ffi.release(pinned)
             raise MisuseError("a ring watches four words at most")
         self._pinned.append(pinned)
+
+    def observe(self, memory: Memory, offset: int) -> None:
+        """From now on keep a copy of the counters there, 128 bytes, for who looks on. Raises MisuseError."""
+        pinned = pin(memory, offset, RECORD_BYTES, 8)
+        lib.idc_ring_observe(self._ring, pinned + offset)
+        self._pinned.append(pinned)
+
+    def show(self) -> None:
+        """Bring that copy up to date: before this end's user sleeps elsewhere."""
+        self._check_open()
+        lib.idc_observe(self._ring)
 
     def reset(self) -> None:
         """Back to the start: this end's position, and the shared words that it alone writes."""

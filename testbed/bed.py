@@ -329,6 +329,11 @@ class Testbed:
 
         return isolation.revoke(self, region, member, ways or (Worth.HARD, Worth.ABANDONED), live, patience)
 
+    @property
+    def broker_spec(self) -> BrokerSpec | None:
+        """What was asked for as broker; None for none."""
+        return self._broker
+
     def broker_status(self) -> dict[str, Any] | None:
         """What the broker says of itself: plain data; None without a broker. Raises ServerError if it is gone."""
         return None if self._broker is None or self._service is None else self._service.broker_status()

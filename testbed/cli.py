@@ -29,6 +29,7 @@ from testbed import (
     cli_registry,
     cli_results,
     cli_snapshot,
+    cli_top,
     cli_trace,
     cli_tty,
     cli_up,
@@ -69,6 +70,8 @@ app.command()(cli_vm.unplug)
 app.command()(cli_devices.attach)
 app.command()(cli_devices.detach)
 app.command()(cli_devices.devices)
+app.command()(cli_top.top)
+app.command()(cli_top.metrics)
 app.command()(cli_look.doctor)
 app.command()(cli_look.dump)
 app.command()(cli_look.bundle)

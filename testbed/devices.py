@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from host import control_region
 from host.devices import Controller
-from idc.device.classes import GROUP
+from idc.device.classes import GROUP, find
 from idc.device.driver import SOCKETS
 from idc.registry import VARIABLE, Registry
 from idc.transport.address import open_port
@@ -212,6 +212,9 @@ class Devices:
                     result = vm.execute(["tar", "-x", "-C", CLASSES], stdin=pack(kind))
                     if result.exit_code:
                         raise SpecError(f"device class {kind!r} cannot be brought into VM {domain}: {result.err}")
+                    modules = find(kind).modules
+                    if modules:
+                        vm.succeed(["modprobe", "-a", *modules])
                     self._shipped.add((domain, kind))
             running = self._drivers.get(domain)
             if running is None or running.poll() is not None:

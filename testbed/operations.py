@@ -22,6 +22,7 @@ from testbed import within
 from testbed.bed import plug, plugged
 from testbed.devices import shown
 from testbed.errors import SpecError
+from testbed.live.describe import describe
 from testbed.relay import Relay
 from testbed.ship import Job
 from testbed.ssh import prepare as prepare_ssh
@@ -226,6 +227,11 @@ def memory(bed: Testbed, caller: Caller, request: dict[str, Any]) -> dict[str, A
     return {"size": region.header.size}
 
 
+def look(bed: Testbed, _caller: Caller, _request: dict[str, Any]) -> dict[str, Any]:
+    """What there is to look at, see `testbed.live.describe`."""
+    return describe(bed)
+
+
 def qmp(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
     """Run a QMP command: {vm, command, arguments}. Replies {answer}."""
     return {"answer": _vm(bed, request).qmp(str(request["command"]), request.get("arguments"), timeout=5.0)}
@@ -271,6 +277,7 @@ OPERATIONS: dict[str, Operation] = {
     "plug": plug_region,
     "unplug": unplug_region,
     "memory": memory,
+    "look": look,
     "qmp": qmp,
     "attach": attach,
     "detach": detach,

@@ -198,7 +198,7 @@ class Supervisor:
                                                 for pair, counts in bed.doorbells(name).items()]})
         nets = [{"name": name, "kind": net.kind, "description": net.description,
                  "addresses": [member.ip for member in net.members]} for name, net in bed.networks.items()]
-        daemons = {} if bed.service is None else bed.service.processes
+        daemons = {} if bed.service is None else bed.service.processes()
         return {"name": self.topology.name, "pid": os.getpid(), "started": self.started, "accel": bed.verdict.accel,
                 "reason": bed.verdict.reason, "directory": str(bed.run.directory), "image": bed.image.label,
                 "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets, "broker": _broker(bed),

@@ -58,12 +58,14 @@ class DomainProcess:
     classes: Path
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "guest.drivers", "--registry", self.address, "--sockets", str(self.sockets),
-                 "--path", str(self.classes)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                [*self.prefix, sys.executable, "-m", "guest.drivers", "--registry", self.address,
+                 "--sockets", str(self.sockets), "--path", str(self.classes)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it; by SIGTERM the drivers are unloaded."""

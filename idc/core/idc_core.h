@@ -106,6 +106,7 @@ struct idc_ring {
     struct idc_bell bell;
     struct idc_watch watch[4];
     struct idc_mask mask_state;
+    uint64_t *observed;                  /* shared: a copy of the counters for observers; NULL: none */
     struct idc_counters count;
 };
 
@@ -119,6 +120,10 @@ void idc_ring_wake(struct idc_ring *r, int fd);
 int idc_ring_watch(struct idc_ring *r, const void *word, uint64_t expected);
 /* Back to the start: positions, and the shared words that this role alone writes. */
 void idc_ring_reset(struct idc_ring *r);
+/* Keeps a copy of the counters in 128 shared bytes, 8-byte aligned, for observers (docs/protocol.md, section 3.1): brought
+ * up to date before each sleep and doorbell, at each 256th notification without one, and by idc_observe. */
+void idc_ring_observe(struct idc_ring *r, void *record);
+void idc_observe(const struct idc_ring *r);
 const char *idc_result_text(int result);
 const char *idc_reason_text(uint32_t reason);
 /* Publishes what was posted and rings the peer if it asked for that. IDC_OK or IDC_EINVAL. */

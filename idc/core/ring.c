@@ -11,6 +11,9 @@ enum { PRODUCER_INDEX = 0, PRODUCER_EVENT = 64, CONSUMER_INDEX = 128, CONSUMER_E
 /* A large transfer publishes its progress in pieces, so that the other side works at the same time. */
 enum { PIECE = 32768 };
 
+/* Notifications without a doorbell between two copies of the counters for observers. */
+enum { OBSERVE_EVERY = 256 };
+
 /* Bytes of a message that are copied without a loop. */
 enum { SMALL = 64 };
 
@@ -85,6 +88,20 @@ void idc_ring_reset(struct idc_ring *r)
             store_release((uint64_t *)(void *)slot_at(r, i), 0);
 }
 
+void idc_ring_observe(struct idc_ring *r, void *record)
+{
+    r->observed = record;
+    idc_observe(r);
+}
+
+void idc_observe(const struct idc_ring *r)
+{
+    const uint64_t *from = &r->count.doorbells;
+    _Static_assert(sizeof r->count <= 128, "the record of a ring's end has 128 bytes");
+    for (size_t i = 0; r->observed != NULL && i < sizeof r->count / sizeof *from; i++)
+        store_release(&r->observed[i], from[i]); /* one by one: nobody relies on how they fit together */
+}
+
 const char *idc_result_text(int result)
 {
     static const char *const text[] = {"ok", "back-pressured", "the peer ended the connection", "corrupt shared memory",
@@ -112,10 +129,12 @@ static inline int announce(struct idc_ring *r, bool posts)
     atomic_thread_fence(memory_order_seq_cst);
     uint64_t event = load_relaxed(r->their_event);
     if (event - old - 1 >= new - old) { /* outside (old, new] */
-        r->count.suppressed++;
+        if (++r->count.suppressed % OBSERVE_EVERY == 0)
+            idc_observe(r);
         return IDC_OK;
     }
     r->count.doorbells++;
+    idc_observe(r); /* costs nothing beside the doorbell */
     fault_point(r, IDC_AT_RINGING);
     return idc_bell_ring(&r->bell);
 }

@@ -199,6 +199,7 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
             return IDC_TIMEOUT;
         uint64_t left = deadline - now;
         r->count.sleeps++;
+        idc_observe(r);
         fault_point(r, IDC_AT_ASLEEP);
         rc = idc_mask_sleep(&r->mask_state, r->wake_fd, r->pos, left < RECHECK_NS ? left : RECHECK_NS);
         r->count.masked = r->mask_state.masked;

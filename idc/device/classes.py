@@ -78,6 +78,7 @@ class DeviceClass:
         service: what the two ends accept of each other; by default `Service(name)`.
         front, back: drivers of the ends.
         room: bytes of the region beside its channels, for buffers; shared out evenly.
+        modules: of Linux, that both ends need; a testbed loads them in its VMs.
 
     Raises:
         MisuseError: when a subclass is declared that makes no sense.
@@ -89,6 +90,7 @@ class DeviceClass:
     front: ClassVar[type[FrontDriver]] = SocketFront
     back: ClassVar[type[BackDriver]]
     room: ClassVar[int] = 0
+    modules: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         where = f"device class {cls.__qualname__}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
+    from idc.device.classes import Queues
     from idc.device.options import Value
     from idc.device.states import Role
     from idc.domain import Service
@@ -47,6 +48,7 @@ class Device:
         service: of the class.
         channel: of the region that its endpoint uses.
         sockets: where sockets for programs of this domain go.
+        queues: of the class with these options, if it has any.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Device:
     service: Service
     channel: str
     sockets: Path
+    queues: Queues | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.number}"

@@ -180,7 +180,7 @@ class End:
         kind = self._find(self.name.kind)
         values = options_of.parse(kind.options, self.told.options, f"device class {kind.name}")
         device = Device(kind.name, self.name.number, self.role, self._here, self.told.peer, values, kind.service,
-                        CHANNEL, self._sockets)
+                        CHANNEL, self._sockets, kind.queues(values))
         self.driver = (kind.front if self.role is Role.FRONT else kind.back)(device)
         self.machine.facts.made = True
         return True

@@ -297,6 +297,14 @@ class Endpoint:
         return Status(self.state, self.reason, self.connections, self.outstanding,
                       0 if self._session is None else self._session.held, masking.times, masking.now)
 
+    def dropped(self, count: int = 1) -> None:
+        """Tell observers (`testbed top`) that something had to be dropped here: what a client found no room for.
+
+        Nobody is told where the peer is not met in shared memory, or is not connected.
+        """
+        if self._carrier is not None and self._carrier.trips is not None:
+            self._carrier.trips.dropped(count)
+
     def disconnect(self, reason: str = "closed by the other side") -> None:
         """End this connection; what is outstanding completes with *outcome unknown*. A new one follows `done`."""
         if self.state is State.CONNECTED:
@@ -436,6 +444,8 @@ class Endpoint:
                 accepts = replace(accepts, asks=remote.serves, ask_bytes=min(remote.ask_bytes, room))
         session = Session(accepts, resources.requests, resources.messages, self._post, asks)
         self._carrier, self._session, self._broken = carrier, session, None
+        if carrier.trips is not None:
+            session.timed = carrier.trips.took
         self._inbox.clear()
         if self._trace is not None:
             self._trace.connected(carrier)

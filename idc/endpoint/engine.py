@@ -169,7 +169,7 @@ class Engine:
     def start(self, carrier: _EngineCarrier, peer: Quotas, sender: Pointer, receiver: Pointer) -> None:
         """A connection has begun: the peer's HELLO came."""
         core = self._core
-        core.tx, core.rx, core.status = sender, receiver, self._status
+        core.tx, core.rx, core.status, core.trips = sender, receiver, self._status, carrier.trips.struct
         core.peer_parameter_bytes = peer.parameter_bytes
         core.peer_status_bytes = min(peer.status_bytes, carrier.frame_bytes - HEADER_BYTES)
         core.most = max(min(core.count, peer.requests - core.base), 0)
@@ -200,6 +200,7 @@ class Engine:
         if self._carrier is not carrier:
             return
         self._carrier = None
+        self._core.trips = ffi.NULL
         unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
         for slot in self._slots[0:self._core.count]:
             if slot.busy:
@@ -266,6 +267,7 @@ class _EngineCarrier:
         self.near = carrier.near
         self.flush = carrier.flush
         self.flows = carrier.flows
+        self.trips = carrier.trips
         self.broken: DisconnectedError | None = None
         self._engine = engine
         self._carrier = carrier

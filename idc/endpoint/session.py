@@ -32,6 +32,8 @@ _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.
 _HELLO, _BYE = int(Kind.HELLO), int(Kind.BYE)
 _pack = frames.HEADER.pack
 _DELIVERED: Final = Completion(_OK)
+#: Transactions whose tag has none of these bits are timed: one of eight uses of each slot.
+_UNTIMED: Final = 0x70000
 
 
 class _Slot:
@@ -41,7 +43,7 @@ class _Slot:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.uses = 0
+        self.uses = index & 0xFFFF  # so that the uses that are timed are spread over the slots
         self.tag = -1  # not in use
         self.done: Done | None = None
         self.ordered = False
@@ -251,6 +253,7 @@ class Session:
         held: received items that this side has not completed, also after the end.
         on_last: called, after the end, when the last of them is.
         trace: is given the moment of each frame posted and received (see `idc.trace.hook`); None: nobody is.
+        timed: is told how long a transaction took, ns, of one in eight; None: nobody is.
     """
 
     def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None],
@@ -261,6 +264,8 @@ class Session:
         self.over = False
         self.on_last: Callable[[], None] | None = None
         self.trace: Callable[[tuple[int, int, int]], None] | None = None
+        self.timed: Callable[[int], None] | None = None
+        self._begun: dict[int, int] = {}
         self._requests = requests
         self._messages = messages
         self._asks = Slots(0) if asks is None else asks
@@ -300,6 +305,8 @@ class Session:
         tag = slots.take(done, ordered=ordered)
         if self.trace is not None:
             self.trace((monotonic_ns(), kind, tag))
+        if not tag & _UNTIMED and kind == _REQUEST and self.timed is not None:
+            self._begun[tag] = monotonic_ns()
         try:
             if len(body) < LONG:
                 self._post(_pack(kind, 0, 0, tag) + body)
@@ -372,8 +379,15 @@ class Session:
                 self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")
                 return IncomingTransaction(self, tag, body)
             if kind == _REPLY:
+                if not tag & _UNTIMED and self._begun:
+                    self._time(tag)
                 return self._requests.answer(tag, self._completion(error, body))
         return self._receive_other(kind, error, tag, body)
+
+    def _time(self, tag: int) -> None:
+        begun = self._begun.pop(tag, None)
+        if begun is not None and self.timed is not None:
+            self.timed(monotonic_ns() - begun)
 
     def _receive_other(self, kind: int, error: int, tag: int,
                        body: bytes) -> Incoming | IncomingAsk | list[tuple[Done | None, Completion]]:

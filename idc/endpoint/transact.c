@@ -9,6 +9,8 @@
 #include "inner.h"
 #include "transact.h"
 
+#include <stddef.h>
+
 /* On the wire: u8 kind, u8 flags (0), u16 error, u32 tag; little-endian like all that the core reads. */
 struct header {
     uint8_t kind, flags;
@@ -18,6 +20,39 @@ struct header {
 _Static_assert(sizeof(struct header) == 8, "the header of a frame has 8 bytes");
 
 enum { REQUEST = 4, REPLY = 5, HANDLER_FAILED = 0xFFFF, NONE = 0xFFFFFFFF };
+/* One of so many uses of each slot is timed: the clock costs more than the request where it is emulated. */
+enum { TIMED_EVERY = 16 };
+
+static void show(const struct idc_trips *t, const uint64_t *word, size_t words)
+{
+    for (size_t i = 0; t->observed != NULL && i < words; i++)
+        store_release(&t->observed[word + i - &t->samples], word[i]);
+}
+
+void idc_trips_observe(struct idc_trips *t, void *record)
+{
+    _Static_assert(offsetof(struct idc_trips, observed) <= 256, "the record of a side has 256 bytes");
+    t->observed = record;
+    show(t, &t->samples, offsetof(struct idc_trips, observed) / sizeof(uint64_t));
+}
+
+void idc_trip(struct idc_trips *t, uint64_t ns)
+{
+    uint32_t bucket = 0;
+    for (uint64_t bound = 1u << 9; ns >= bound && bucket < IDC_TRIP_BUCKETS - 1; bound <<= 1)
+        bucket++;
+    t->samples++;
+    t->total_ns += ns;
+    t->buckets[bucket]++;
+    show(t, &t->samples, 2);
+    show(t, &t->buckets[bucket], 1);
+}
+
+void idc_dropped(struct idc_trips *t, uint64_t count)
+{
+    t->dropped += count;
+    show(t, &t->dropped, 1);
+}
 
 int idc_engine_start(struct idc_engine *e)
 {
@@ -49,6 +84,7 @@ int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t
         return IDC_AGAIN;
     struct idc_pending *slot = &e->slots[e->free];
     uint32_t tag = slot->tag + 0x10000;
+    slot->begun = e->trips != NULL && (tag >> 16) % TIMED_EVERY == 0 ? idc_now_ns() : 0;
     int64_t rc = post(e, (struct header){.kind = REQUEST, .tag = tag}, parameters, len);
     if (rc < 0)
         return rc == IDC_AGAIN ? IDC_CORRUPT : rc; /* the rings have room for every slot, unless the peer stopped taking */
@@ -86,6 +122,8 @@ static bool completes(struct idc_engine *e, struct header head, uint64_t len, st
     if (!slot->busy || slot->tag != head.tag)
         return false;
     event->cookie = slot->cookie;
+    if (slot->begun != 0)
+        idc_trip(e->trips, idc_now_ns() - slot->begun);
     slot->busy = 0;
     slot->next = e->free;
     e->free = index;

@@ -13,9 +13,23 @@
 typedef int64_t idc_handler(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,
                             uint16_t *error);
 
+enum { IDC_TRIP_BUCKETS = 24 };
+/* How long transactions took, a sample of them, and what had to be dropped. Private memory, with a copy for observers. */
+struct idc_trips {
+    uint64_t samples, total_ns, dropped;
+    uint64_t buckets[IDC_TRIP_BUCKETS]; /* bucket k: shorter than 2^(k + 9) ns, and in no bucket before; the last: the rest */
+    uint64_t *observed;                 /* shared; NULL: nobody can look */
+};
+
+/* record: 256 shared bytes, 8-byte aligned (docs/protocol.md, section 3.1). */
+void idc_trips_observe(struct idc_trips *t, void *record);
+void idc_trip(struct idc_trips *t, uint64_t ns); /* one took so long */
+void idc_dropped(struct idc_trips *t, uint64_t count);
+
 /* A slot for a request of this side. Zeroed before its first use. */
 struct idc_pending {
     uint64_t cookie;         /* the submitter's own */
+    uint64_t begun;          /* when, ns; 0: it is not timed */
     uint32_t tag, next, busy;
 };
 
@@ -30,6 +44,7 @@ struct idc_event {
  * peer_status_bytes elements. Used by one thread at a time. */
 struct idc_engine {
     struct idc_ring *tx, *rx;
+    struct idc_trips *trips; /* how long a sample of the requests took; NULL: nobody wants to know */
     idc_handler *handler;    /* NULL: every request goes to Python */
     void *context;
     struct idc_pending *slots;

@@ -51,6 +51,7 @@ static int64_t from_ring(struct idc_pump *p, void *buf, uint64_t cap, struct idc
 static int64_t from_fds(struct idc_pump *p, const struct pollfd *polled)
 {
     int64_t moved = 0;
+    p->more = 0;
     for (uint32_t i = 0; i < p->count; i++) {
         if (p->fds[i].fd < 0 || p->fds[i].want == 0 || (polled != NULL && polled[i].revents == 0))
             continue;
@@ -153,10 +154,12 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
 static int64_t turn(struct idc_pump *p, void *buf, uint64_t cap, struct idc_event *events, uint32_t n)
 {
     p->count_of.turns++;
-    int64_t got = from_ring(p, buf, cap, events, n);
+    int64_t got = from_ring(p, buf, cap, events, n), moved = 0;
     if (got != 0 && got != IDC_AGAIN)
         return got;
-    int64_t moved = from_fds(p, NULL);
+    /* What came by the ring may have made the kernel say something at once; else it is asked by poll(2). */
+    if (got == 0 || p->more != 0)
+        moved = from_fds(p, NULL);
     if (moved < 0)
         return FAILED;
     int told = idc_pump_announce(p);

@@ -13,8 +13,9 @@
 enum { IDC_PUMP_FDS = 14 };
 struct idc_pump;
 
-/* Descriptor `index` may have something: do what can be done without blocking. `events` are poll(2)'s, 0 where nobody has
- * asked the kernel. How much was done, 0 for nothing; negative ends idc_pump_run: pump->error says why. */
+/* Descriptor `index` may have something: do what can be done without blocking, for a while (then set pump->more).
+ * `events` are poll(2)'s, 0 where nobody has asked the kernel. How much was done, 0 for nothing; negative ends
+ * idc_pump_run: pump->error says why. */
 typedef int64_t idc_pump_ready(struct idc_pump *pump, uint32_t index, uint32_t events);
 /* A request of this side's was answered; `status` is private memory. 0, or 1: Python has this completion. */
 typedef int idc_pump_done(struct idc_pump *pump, const struct idc_event *event, const uint8_t *status);
@@ -43,6 +44,7 @@ struct idc_pump {
     uint32_t count;
     int32_t stop_fd;        /* eventfd: idc_pump_run returns 0 while it is readable; -1: none */
     uint32_t lull;          /* the peer may keep quiet about answers (idc_pump_hush): what the recheck finds is not late */
+    uint32_t more;          /* `ready` stopped before all was done: it is called again without asking the kernel */
     int32_t error;          /* `ready` failed: errno, or a negative result of the core's */
     uint32_t score, waits;
     uint64_t quiet, quiet_at;

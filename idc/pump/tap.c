@@ -86,11 +86,14 @@ static int64_t from_interface(struct idc_pump *pump, uint32_t which, uint32_t ev
             pump->error = (int32_t)rc;
             return -1;
         }
-        tap->count_of.sent++;
-        tap->count_of.sent_bytes += packet.len;
-        tap->count_of.sent_gso += packet.vnet.gso_type != GSO_NONE;
+        struct idc_tap_counters *count = &tap->count_of;
+        count->sent++;
+        count->sent_bytes += packet.len;
+        count->sent_gso += packet.vnet.gso_type != GSO_NONE;
+        count->sent_longest = packet.len > count->sent_longest ? packet.len : count->sent_longest;
         moved++;
     }
+    pump->more |= moved == AT_ONCE;
     return moved;
 }
 
@@ -150,6 +153,7 @@ int64_t idc_tap_handle(void *context, const void *parameters, uint64_t len, void
 {
     struct idc_pump *pump = context;
     struct idc_tap *tap = pump->context;
+    struct idc_tap_counters *count = &tap->count_of;
     struct idc_packet packet;
     (void)status;
     (void)room;
@@ -168,12 +172,13 @@ int64_t idc_tap_handle(void *context, const void *parameters, uint64_t len, void
         n = writev(tap->fd, parts, 2);
     while (n < 0 && errno == EINTR);
     if (n < 0) {
-        tap->count_of.refused++;
+        count->refused++;
         tap->refused_with = errno;
     } else {
-        tap->count_of.received++;
-        tap->count_of.received_bytes += packet.len;
-        tap->count_of.received_gso += packet.vnet.gso_type != GSO_NONE;
+        count->received++;
+        count->received_bytes += packet.len;
+        count->received_gso += packet.vnet.gso_type != GSO_NONE;
+        count->received_longest = packet.len > count->received_longest ? packet.len : count->received_longest;
     }
     if ((packet.flags & IDC_TAP_CALM) != 0)
         idc_pump_hush(pump);

@@ -36,6 +36,7 @@ enum idc_tap_fault {
 struct idc_tap_counters {
     uint64_t sent, sent_bytes, sent_gso;         /* from the interface to the peer */
     uint64_t received, received_bytes, received_gso;
+    uint64_t sent_longest, received_longest;     /* bytes of a packet */
     uint64_t refused;                            /* packets of the peer's that the kernel did not take: dropped */
     uint64_t stale;                              /* that were waiting when a connection began: dropped */
     uint64_t stalls;                             /* times that no buffer or slot was free */

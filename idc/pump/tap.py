@@ -42,6 +42,8 @@ class Packets:
     received: int
     received_bytes: int
     received_gso: int
+    sent_longest: int
+    received_longest: int
     refused: int
     stale: int
     stalls: int

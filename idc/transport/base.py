@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc.observed import Trips
     from idc.region import Region
 
 
@@ -39,12 +40,17 @@ class Carrier(Protocol):
         near: both ends are on one machine.
         flows: what names the submissions of this end, and those of the peer, in a trace: at the peer the same two
             the other way round, and others on every other connection.
+        trips: where an end notes, for observers, how long its transactions take; None where nobody could look.
     """
 
     capacity: int
     frame_bytes: int
     near: bool
     flows: tuple[int, int]
+
+    @property
+    def trips(self) -> Trips | None:
+        """See above."""
 
     @property
     def doorbells(self) -> int:

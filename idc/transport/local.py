@@ -35,6 +35,7 @@ class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
     near = True
+    trips = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
         self.capacity = mine.frames

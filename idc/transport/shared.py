@@ -42,6 +42,7 @@ class SharedCarrier:
         self.capacity = channel.entry.slots
         self.frame_bytes = channel.sender.max_message
         self.flows = channel.flows
+        self.trips = channel.trips
         self.channel = channel
         self.flush = channel.sender.flush
         self._post = channel.sender.post
@@ -65,6 +66,7 @@ class SharedCarrier:
 
     def arm(self) -> bool:
         """See there."""
+        self.channel.show()
         return self.channel.receiver.arm()
 
     def close(self) -> None:

@@ -74,6 +74,7 @@ class TcpCarrier:
     frame_bytes = FRAME_BYTES
     near = False  # TCP does not say; what is near has shared memory to meet by
     doorbells = 0
+    trips = None
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         self._socket = connection

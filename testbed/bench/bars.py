@@ -155,6 +155,15 @@ IDC_BARS = (
       for domains in ("process", "vm-vm") for size in (MAIN, _MIB)),
 )
 
+NET_BARS = (
+    *(Bar(f"vm-vm: TCP over {mode}, device net by virtio-net on TAP", 1.5, ">=",
+          _ratio(("net", "ivshmem", mode, "core", 128 << 10), ("net", "virtio-net", mode, "core", 128 << 10),
+                 domains="vm-vm")) for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse")),
+    *(Bar(f"vm-vm: ping over {mode}, device net by virtio-net on TAP", 2 / 3, "<=",
+          _ratio(("ping", "ivshmem", mode, "core", 64), ("ping", "virtio-net", mode, "core", 64), domains="vm-vm"))
+      for mode in ("ipv4", "ipv6")),
+)
+
 
 def _connect(mode: str, words: str, need: float) -> Bar:
     """Milliseconds, the median: what a user waits for."""
@@ -201,6 +210,7 @@ BARS = (
     *IDC_BARS,
     _connect("shared", "its link plugged before", 50.0),
     _connect("hotplug", "its link hot-plugged", 1500.0),
+    *NET_BARS,
     _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )
 

@@ -27,16 +27,19 @@ class Row:
         name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
             shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
             transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
-            "clone-idle"; "block" (fio on a disk); "trace" (round trips of endpoints), "trace-cost" (what tracing adds).
-        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2"; "boot" of boots. Of "transact" and
-            "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP transport).
+            "clone-idle"; "block" (fio on a disk); "net" (iperf3 over a network device), "ping"; "trace" (round trips of
+            endpoints), "trace-cost" (what tracing adds).
+        path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2", "virtio-net"; "boot" of boots. Of
+            "transact" and "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP
+            transport).
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
         mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer;
-            of traces "without" (the hook), "off", "on".
+            of traces "without" (the hook), "off", "on"; of "net" and "ping" the version of IP, "-reverse" from the far
+            VM to the near one.
         api: "core" (loops in C) or "python".
         size: bytes of a message, of one write of a stream, of the parameters and of the status of a transaction, or of
             one bulk transfer.
-        unit: "ns", "msg/s", "txn/s", "B/s" and, of boots, "s", "MB", "%".
+        unit: "ns", "msg/s", "txn/s", "B/s", "Mbit/s" ("net"), "us" ("ping") and, of boots, "s", "MB", "%".
         samples: recorded in the histogram; of a `value`, the rounds it is the median of.
         p50, p90, p99, p999, max: of all samples of all rounds.
         value: the median of the rounds.

@@ -43,6 +43,9 @@ def show(result: Result, console: Console) -> None:
         costs = [row for row in rows if row.name == "trace-cost"]
         if costs:
             _print(console, f"tracing's cost, {words.PLACES[domains]}: against a build without the hook", _costs(costs))
+        for name, title in (("net", "iperf3"), ("ping", "ping")):
+            if found := [row for row in rows if row.name == name]:
+                _print(console, f"{title}, {words.PLACES[domains]}", _network(found))
         boots = [row for row in rows if row.path == "boot"]
         if boots:
             _print(console, "VMs", _boots(boots))
@@ -146,6 +149,15 @@ def _costs(rows: list[Row]) -> Table:
     table = Table("tracing", "%", "over all turns", box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(row.mode or "", f"{row.figure:+.2f}", row.note)
+    return table
+
+
+def _network(rows: list[Row]) -> Table:
+    """The device net beside virtio-net; processor time for a GB, or for 1,000 pings."""
+    table = _table("median", "least", "most", "p99", "CPU s/GB" if rows[0].name == "net" else "CPU s/1000")
+    for row in rows:
+        spread = (words.figure(value, row.unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
+        table.add_row(words.title(row), *spread, "" if row.p99 is None else words.figure(row.p99, row.unit), _cpu(row))
     return table
 
 

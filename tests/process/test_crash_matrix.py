@@ -24,7 +24,7 @@ def test_a_daemon_killed_under_a_stream(daemon: str) -> None:
         with here.program("front", "ledger-0") as program:
             stream = Stream(program)
             stream.go_on()
-            os.kill(here.service.processes[daemon], signal.SIGKILL)
+            os.kill(here.service.processes()[daemon], signal.SIGKILL)
             for _ in range(50):
                 assert stream.one()
             until(lambda: here.service.mend() == [daemon])
@@ -41,7 +41,7 @@ def test_a_daemon_killed_under_a_stream(daemon: str) -> None:
 
 def test_what_runs_is_left_alone_and_a_service_that_cannot_start_says_so() -> None:
     with bench() as here:
-        before = here.service.processes
+        before = here.service.processes()
         assert here.service.mend() == []
-        assert here.service.processes == before
+        assert here.service.processes() == before
         assert set(before) == {"fd holder", "region server", "registry"}

@@ -11,6 +11,7 @@ from rich.console import Console
 from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Group, Pace, measure
 from testbed.bench.names import load
+from testbed.bench.names.net import parse_ping
 from testbed.bench.peers import parse_iperf, parse_sockperf_log
 from testbed.bench.rows import Result
 from testbed.bench.runner import chosen
@@ -113,8 +114,16 @@ def test_iperf_is_what_was_received() -> None:
 
 
 def test_names_are_files() -> None:
-    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "block", "boot", "connect"]
+    assert list(load()) == ["rtt", "rate", "stream", "idc", "trace", "block", "net", "boot", "connect"]
     assert [bench.name for bench in chosen([])] == ["rtt", "rate", "stream", "idc"]
     assert [bench.name for bench in chosen(["boot"])] == ["boot"]
     with pytest.raises(SpecError, match="no benchmark is called 'rt'"):
         chosen(["rt"])
+
+
+def test_ping_is_each_answer_but_the_first() -> None:
+    text = ("64 bytes from fd79::2: seq=0 ttl=64 time=9.123 ms\n64 bytes from fd79::2: seq=1 ttl=64 time=0.312 ms\n"
+            "64 bytes from fd79::2: seq=2 ttl=64 time=1.004 ms\n")
+    assert parse_ping(text) == [312_000, 1_004_000]
+    with pytest.raises(BenchFailed, match="ping had no answer"):
+        parse_ping("PING 10.0.0.1")

@@ -63,6 +63,15 @@ def idc_rows() -> Iterator[Row]:
                                           size=size)
 
 
+def net_rows() -> Iterator[Row]:
+    for path, rate, time in (("ivshmem", 450.0, 220.0), ("virtio-net", 300.0, 400.0)):
+        for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+            yield Row("net", path, "vm-vm", mode, "core", 128 << 10, "Mbit/s", 5, value=rate, rounds=(rate,) * 5)
+        for mode in ("ipv4", "ipv6"):
+            yield Row("ping", path, "vm-vm", mode, "core", 64, "us", 100, p50=time, p90=time, p99=time, p999=time,
+                      max=time, rounds=(time,) * 5)
+
+
 def disk(path: str, op: str, depth: int, value: float) -> Row:
     size, unit = (4096, "iops") if op == "randread" else (1 << 20, "MB/s")
     return Row("block", path, "vm-vm", None, "fio", size, unit, 1, value=value, rounds=(value,), op=op, depth=depth)
@@ -70,6 +79,7 @@ def disk(path: str, op: str, depth: int, value: float) -> Row:
 
 def rows() -> Iterator[Row]:
     yield from idc_rows()
+    yield from net_rows()
     for op, depth, value in (("randread", 1, 300), ("randread", 32, 150), ("seqread", 1, 600)):
         yield disk("ivshmem", op, depth, value)
         yield disk("nbd-tcp", op, depth, 100)
@@ -150,6 +160,10 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: block seqread, depth 1, by NBD over TCP": (pytest.approx(6), True),
         "vm-vm: block seqwrite, depth 1, by NBD over TCP": (None, None),
     }
+    for mode in ("ipv4", "ipv4-reverse", "ipv6", "ipv6-reverse"):
+        expected[f"vm-vm: TCP over {mode}, device net by virtio-net on TAP"] = (pytest.approx(1.5), True)
+    for mode in ("ipv4", "ipv6"):
+        expected[f"vm-vm: ping over {mode}, device net by virtio-net on TAP"] = (pytest.approx(0.55), True)
     for domains in ("process", "vm-vm"):
         for size in (64, 65536):
             expected[f"{domains}: transactions of {size} B over TCP by a plain socket, Python"] = (

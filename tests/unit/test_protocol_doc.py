@@ -12,7 +12,11 @@ from model.spin import mutants
 from idc import layout
 from idc._core import ffi, lib
 from idc.channel import SideState
+from idc.endpoint import frames
 from idc.layout import ChannelSpec, Kind, Rights
+from idc.registry import frames as registry_frames
+from idc.remote import controlframes, wire
+from idc.remote.reference import MAGIC, Access, Reference, mint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 Row = dict[str, str]
@@ -127,6 +131,7 @@ def test_channel_block_in_layout() -> None:
     assert _offsets("Channel block", "area") == {
         "side A": layout.SIDE_A, "side B": layout.SIDE_B,
         "ring A to B": layout.RING_AB, "ring B to A": layout.RING_BA,
+        "ring records": layout.RECORD_AB, "side records": layout.RECORD_A,
     }  # fmt: skip
     assert _offsets("Side words", "word") == {
         "epoch": layout.SIDE_EPOCH, "ack": layout.SIDE_ACK, "state": layout.SIDE_STATE,
@@ -136,6 +141,68 @@ def test_channel_block_in_layout() -> None:
     assert (entry.data_ab, entry.data_ba) == (4096 + 4096, 4096 + 4096 + 8192)
     state = next(row["meaning"] for row in TABLES["Side words"] if row["word"] == "state")
     assert state == ", ".join(f"{member.value} {member.name.lower()}" for member in SideState)
+
+
+def test_records_for_observers() -> None:
+    places = {row["ring"] + row["writer"].partition(",")[2]: int(row["offset"])
+              for row in TABLES["Record of a ring's end"]}
+    more = layout.RING_RECORD_BYTES
+    assert places == {"A to B producer": layout.RECORD_AB, "A to B consumer": layout.RECORD_AB + more,
+                      "B to A producer": layout.RECORD_BA, "B to A consumer": layout.RECORD_BA + more}
+    counts = _offsets("Words of such a record, each of 8 bytes", "count")
+    assert counts == {name: 8 * n for n, name in enumerate(layout.RING_RECORD)}
+    fields = [(name, kind) for name, kind in ffi.typeof("struct idc_counters").fields]
+    assert {name: kind.offset for name, kind in fields} == counts
+    side = TABLES["Record of a side, at 1536 for A and 1792 for B"]
+    assert (layout.RECORD_A, layout.RECORD_B) == (1536, 1792)
+    trips = {name: (kind.offset, ffi.sizeof(kind.type)) for name, kind in ffi.typeof("struct idc_trips").fields}
+    del trips["observed"]
+    assert {row["what"]: (int(row["offset"]), int(row["size"])) for row in side} == trips
+    assert list(trips) == [*layout.SIDE_RECORD, "buckets"]
+
+
+def _packed(title: str, data: bytes) -> dict[str, int]:
+    """The fields of a packed structure, by its table; the table covers all of its bytes."""
+    rows = TABLES[title]
+    ends = [int(row["offset"]) + int(row["size"]) for row in rows]
+    assert [int(row["offset"]) for row in rows] == [0, *ends[:-1]], "no gaps"
+    assert ends[-1] == len(data)
+    return {row["field"]: _number(data, row) for row in rows}
+
+
+def test_frames_of_endpoints() -> None:
+    head = _packed("Head of each frame", frames.encode(frames.Kind.REPLY, 0x00010002, error=7))
+    assert head == {"kind": 5, "flags": 0, "error": 7, "tag": 0x00010002}
+    kinds = {int(row["kind"]): row["name"] for row in TABLES["Kinds of frames"]}
+    assert kinds == {int(kind): kind.name for kind in frames.Kind}
+    answered = {row["name"] for row in TABLES["Kinds of frames"] if row["answered by"].startswith("ANSWER")}
+    assert answered == {kind.name for kind in frames.ASKS}
+    quotas = frames.Quotas(1, 2, 3, 4, 5, 256)
+    hello = _packed("HELLO, what this side accepts", frames.hello(quotas)[frames.HEADER_BYTES:])
+    assert hello == {"version": frames.VERSION, "requests": 1, "messages": 2, "parameter_bytes": 3, "status_bytes": 4,
+                     "asks": 5, "ask_bytes": 256}
+
+
+def test_frames_about_buffers() -> None:
+    made = mint(Reference(UUID(int=5), 6, 7, 8, Access.READ, 9, 10, 11), bytes(32))
+    fields = _packed("Reference, 72 bytes, in any message and in what follows", made)
+    assert fields["magic"].to_bytes(4, "little") == MAGIC
+    assert {name: fields[name] for name in ("access", "zero", "offset in page", "incarnation", "slot", "generation",
+                                            "offset", "length")} == {
+        "access": 1, "zero": 0, "offset in page": 11, "incarnation": 6, "slot": 7, "generation": 8, "offset": 9,
+        "length": 10}
+    asked = _packed("Reference request, 96 bytes", wire.request(made, Access.WRITE, 3, 4, 5))
+    assert [asked[name] for name in ("access", "hops", "zero", "more zero", "offset", "length")] == [2, 3, 0, 0, 4, 5]
+    control = _table_with("first byte")
+    assert {int(row["first byte"]): row["name"] for row in control} == {int(op): op.name for op in controlframes.Op}
+
+
+def test_frames_of_the_registry() -> None:
+    request = registry_frames.Request(registry_frames.Op.WRITE, "/a", 3, 4, b"", ephemeral=True).pack()
+    head = _packed(next(title for title, rows in TABLES.items() if rows[0].get("field") == "operation"), request[:16])
+    assert head == {"operation": 3, "flags": 1, "path bytes": 2, "transaction": 3, "number": 4, "zero": 0}
+    operations = {int(row["operation"]): row["name"] for row in TABLES["Operations of the registry"]}
+    assert operations == {int(op): op.name for op in registry_frames.Op}
 
 
 def test_ring_words_in_layout() -> None:

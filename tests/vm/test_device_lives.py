@@ -214,7 +214,7 @@ def test_each_daemon_killed_under_a_stream(bed: Testbed, device: Name) -> None:
     stream = Stream(bed)
     for daemon in ("region server", "registry", "broker"):
         stream.go_on()
-        os.kill(service.processes[daemon], signal.SIGKILL)
+        os.kill(service.processes()[daemon], signal.SIGKILL)
         stream.go_on()
         until(lambda daemon=daemon: bed.mend() == [daemon])  # type: ignore[misc]
         stream.go_on()
