@@ -136,6 +136,7 @@ class ConsoleBack(BackDriver):
 
     def _hang_up(self) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:  # where nobody is, nothing runs
+            probe.settimeout(1.0)  # of a process that is stopped nobody should wait long
             probe.connect(str(self._path))
             process, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             os.kill(process, signal.SIGTERM)

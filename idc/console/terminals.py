@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Most sessions of a device: several of each terminal.
 SESSIONS: Final = 64
+#: Seconds until a terminal is looked at again that no process had open.
+HUNG: Final = 0.1
 #: What the environment of a program has of that of its parent.
 _ENVIRONMENT: Final = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 
@@ -45,6 +47,7 @@ class Terminals(Client):
         self._most = most
         self._scrollback = scrollback
         self._clock = clock
+        self._unhang_at = 0.0
         self._ending: list[Terminal] = []  # hung up, and their programs have not ended yet
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
@@ -71,8 +74,11 @@ class Terminals(Client):
     def look(self) -> None:
         """What is due by time, or by what has ended."""
         now = self._clock()
+        unhang = now >= self._unhang_at
+        if unhang:
+            self._unhang_at = now + HUNG
         for terminal in tuple(self.all.values()):
-            terminal.hung = False
+            terminal.hung = terminal.hung and not unhang
             if terminal.code is not None and terminal.hungry:
                 terminal.take()  # nothing that is polled says that there is no more
             for session in terminal.sessions.values():

@@ -116,7 +116,7 @@ def use(address: str, terminal: str | None, *, name: str = "", where: str = "") 
         TimedOutError: it does not answer.
     """
     check_terminal()
-    attachment = Attachment(open_port(address), terminal, name=name, term=os.environ.get("TERM", "dumb"),
+    attachment = Attachment(open_port(address), terminal, name=name, term=os.environ.get("TERM") or "dumb",
                             size=own_size())
     try:
         attachment.attach(PATIENCE)

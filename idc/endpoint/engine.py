@@ -10,8 +10,9 @@
 The endpoint's life (HELLO, quotas, disconnect, BYE) and its messages stay in Python, unchanged. Once HELLO has come,
 the core takes the replies to what `submit` sent, and answers requests by its handler if it has one; each other frame
 goes to the endpoint's session, which is also the only judge of frames that break a rule. The peer cannot tell: it may
-be an engine or a plain endpoint. Only over shared memory. Belongs to the thread of its endpoint. Depends on idc._core,
-idc.endpoint and idc.transport.shared.
+be an engine or a plain endpoint. What the endpoint's `trace` is set to, the core's transactions go to as well, from the
+next `poll` on; up to 64 of their moments are with the core until there are more, or nothing comes. Only over shared
+memory. Belongs to the thread of its endpoint. Depends on idc._core, idc.endpoint and idc.transport.shared.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from idc._core import Pointer
     from idc.endpoint.frames import Quotas
     from idc.remote.resources import Remote
+    from idc.trace.hook import EndpointTrace
     from idc.transport.base import Masking
     from idc.transport.shared import SharedCarrier, SharedPort
     from idc.words import Readable
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
 BATCH: Final = 64
 #: Requests handled in one call: then the interpreter has its turn, for signals.
 BUDGET: Final = 1 << 14
+#: Moments that the core can note, while they are traced, and how many of them are worth to be taken from it.
+MOMENTS: Final = 4096
+SOME: Final = 64
 
 
 class Engine:
@@ -89,6 +94,8 @@ class Engine:
         self._inbox_bytes = 0
         self._carrier: _EngineCarrier | None = None
         self._endpoint: Endpoint | None = None
+        self._trace: EndpointTrace | None = None
+        self._moments = ffi.NULL
         self.completed: Completed = []
 
     def endpoint(self, port: SharedPort, client: Client | None = None) -> Endpoint:
@@ -120,6 +127,8 @@ class Engine:
         if carrier is None:
             gone = endpoint is None or endpoint.state in (State.DESTROYED, State.DESTROYING)
             return Result.CLOSED if gone else Result.NOT_CONNECTED
+        if self._trace is not None and self._core.moments_count > MOMENTS // 2:
+            self._take_moments(self._trace)
         rc = lib.idc_engine_submit(self._core, ffi.from_buffer(parameters), len(parameters), cookie)
         if rc == lib.IDC_OK:
             return Result.OK
@@ -176,12 +185,18 @@ class Engine:
         if lib.idc_engine_start(core) != lib.IDC_OK:
             raise MisuseError("these rings carry no messages")
         self._carrier = carrier
+        if self._endpoint is not None:
+            self._turn(self._endpoint.trace)
 
     def run(self, spin_ns: int, timeout_ns: int) -> tuple[int, list[bytes]]:
         """One call into the core: its result, and the frames that it left to Python."""
         core, inbox, left = self._core, self._inbox, []
         core.budget = BUDGET
+        if self._endpoint is not None and self._endpoint.trace is not self._trace:
+            self._turn(self._endpoint.trace)
         count = self._run(self._runner, inbox, BATCH * self._inbox_bytes, self._events, BATCH, spin_ns, timeout_ns)
+        if self._trace is not None and (core.moments_count >= SOME or (count <= 0 and timeout_ns != 0)):
+            self._take_moments(self._trace)
         for index in range(count):
             event = self._events[index]
             body = ffi.unpack(ffi.cast("char *", inbox + event.at), event.len)
@@ -190,6 +205,22 @@ class Engine:
             else:
                 left.append(body)
         return count, left
+
+    def _turn(self, trace: EndpointTrace | None) -> None:
+        """Tracing is turned on, or off."""
+        if self._trace is not None:
+            self._take_moments(self._trace)
+        self._trace, core = trace, self._core
+        if trace is not None and self._moments == ffi.NULL:
+            self._moments = ffi.new("uint64_t[]", 3 * MOMENTS)
+            core.moments_room = MOMENTS
+        core.moments = ffi.NULL if trace is None else self._moments
+
+    def _take_moments(self, trace: EndpointTrace) -> None:
+        core = self._core
+        if core.moments_count:
+            trace.add(ffi.buffer(self._moments, 24 * core.moments_count)[:])
+            core.moments_count = 0
 
     def answered(self, tag: int) -> None:
         """Python has answered a request that the core left to it."""
@@ -200,6 +231,8 @@ class Engine:
         if self._carrier is not carrier:
             return
         self._carrier = None
+        if self._trace is not None:
+            self._take_moments(self._trace)
         self._core.trips = ffi.NULL
         unknown = Completion(Result.OUTCOME_UNKNOWN, reason=reason)
         for slot in self._slots[0:self._core.count]:

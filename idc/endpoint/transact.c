@@ -70,6 +70,22 @@ int idc_engine_start(struct idc_engine *e)
     return IDC_OK;
 }
 
+static inline void note(struct idc_engine *e, uint64_t kind, uint32_t tag, uint64_t when)
+{
+    if (e->moments == NULL || e->moments_count == e->moments_room)
+        return;
+    uint64_t *moment = e->moments + 3 * (uint64_t)e->moments_count++;
+    moment[0] = when != 0 ? when : idc_now_ns();
+    moment[1] = kind;
+    moment[2] = tag;
+}
+
+/* Asked for only while something is traced: the clock costs as much as a frame's header. */
+static inline uint64_t now(const struct idc_engine *e)
+{
+    return e->moments != NULL ? idc_now_ns() : 0;
+}
+
 static int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
 {
     struct idc_part parts[2] = {{.base = &head, .len = sizeof head}, {.base = body, .len = len}};
@@ -84,10 +100,12 @@ int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t
         return IDC_AGAIN;
     struct idc_pending *slot = &e->slots[e->free];
     uint32_t tag = slot->tag + 0x10000;
+    uint64_t when = now(e); /* before the peer can see it: nothing is handled before it was submitted */
     slot->begun = e->trips != NULL && (tag >> 16) % TIMED_EVERY == 0 ? idc_now_ns() : 0;
     int64_t rc = post(e, (struct header){.kind = REQUEST, .tag = tag}, parameters, len);
     if (rc < 0)
         return rc == IDC_AGAIN ? IDC_CORRUPT : rc; /* the rings have room for every slot, unless the peer stopped taking */
+    note(e, REQUEST, tag, when);
     slot->tag = tag;
     slot->cookie = cookie;
     slot->busy = 1;
@@ -121,6 +139,7 @@ static bool completes(struct idc_engine *e, struct header head, uint64_t len, st
     struct idc_pending *slot = &e->slots[index];
     if (!slot->busy || slot->tag != head.tag)
         return false;
+    note(e, IDC_RECEIVED + REPLY, head.tag, 0);
     event->cookie = slot->cookie;
     if (slot->begun != 0)
         idc_trip(e->trips, idc_now_ns() - slot->begun);
@@ -138,18 +157,23 @@ static int64_t handles(struct idc_engine *e, struct header head, const uint8_t *
         return 0;
     uint16_t error = 0;
     int64_t rc = IDC_AGAIN;
+    uint64_t came = now(e), when;
     /* Before the handler does anything: an answer without room is the peer's fault, for which Python has the words. */
     if (e->handler != NULL && (known(e->tx) > 0 || idc_available(e->tx) > 0))
         rc = e->handler(e->context, body, len, e->status, e->peer_status_bytes, &error);
     if (rc == IDC_AGAIN) {
         e->held[e->holds++] = head.tag;
-        return 0;
+        return 0; /* the session notes when it came */
     }
     if (rc < 0 || (uint64_t)rc > e->peer_status_bytes || error == HANDLER_FAILED) {
         error = HANDLER_FAILED;
         rc = 0;
     }
+    note(e, IDC_RECEIVED + REQUEST, head.tag, came);
+    when = now(e);
     rc = post(e, (struct header){.kind = REPLY, .error = error, .tag = head.tag}, e->status, (uint64_t)rc);
+    if (rc >= 0)
+        note(e, REPLY, head.tag, when);
     return rc < 0 ? rc : 1;
 }
 
@@ -185,7 +209,8 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
     uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
     uint32_t got = 0;
     int64_t rc = n == 0 || cap < longest ? IDC_EINVAL : IDC_OK;
-    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0) {
+    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0
+           && (e->moments == NULL || e->moments_room - e->moments_count >= 2)) {
         rc = next(e, (uint8_t *)buf + at, longest, &events[got]);
         if (rc == 1) {
             events[got].at += at;

@@ -56,7 +56,12 @@ struct idc_engine {
     uint32_t peer_parameter_bytes, peer_status_bytes;
     uint32_t outstanding, holds, free;
     uint64_t budget;         /* requests to handle before idc_engine_run returns 0: counted down */
+    /* What is traced: triples of time (CLOCK_MONOTONIC, ns), kind of the frame (and IDC_RECEIVED), and tag. Its user
+     * empties it: while there is no room for two, idc_engine_run returns 0 too. NULL: nothing is. */
+    uint64_t *moments;
+    uint32_t moments_room, moments_count;
 };
+enum { IDC_RECEIVED = 64 };
 
 int idc_engine_start(struct idc_engine *e); /* a new connection. IDC_OK or IDC_EINVAL */
 /* Posts a request without notifying. IDC_AGAIN: no slot; IDC_CORRUPT: the peer lets the ring be full; IDC_TOOBIG. */

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Programs that log at a time; more wait.
 PROGRAMS: Final = 16
+#: Streams that a back end has open: of those, and some of which it does not know yet that their front end died.
+STREAMS: Final = 64
 #: Comparisons of the clocks when the ends meet, and at the end; seconds between others while programs log.
 FIRST, LAST = 8, 4
 EVERY: Final = 1.0
@@ -274,6 +276,8 @@ class TraceBack(BackDriver):
     def _open(self, stream: int) -> int:
         store = self._stores.get(stream)
         if store is None:
+            if len(self._stores) >= STREAMS:
+                raise FullError(f"{STREAMS} streams are open, which is the most")
             where = (self._directory, self.device.peer, self.device.here)
             store = (StoreWriter.resume(*where, stream, most_bytes=self._most)
                      or StoreWriter(*where, most_bytes=self._most, writer=stream))

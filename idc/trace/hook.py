@@ -104,6 +104,16 @@ class EndpointTrace:
             count, self._rung = rung - self._rung, rung
             self._tracer.log(Type.INSTANT, Kind.DOORBELL, self._lane, value=count & 0xFFFFFFFF)
 
+    def add(self, moments: bytes) -> None:
+        """Log moments that the core has noted, which are as in the payload."""
+        with self._tracer.lock:
+            self.drain()  # those before
+            if (shift := self._tracer.shift) != 0:
+                moments = b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
+                                   MOMENT.iter_unpack(moments))
+            for at in range(0, len(moments), MANY * MOMENT.size):
+                self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", moments[at:at + MANY * MOMENT.size])
+
     def drain(self) -> None:
         """Log the moments noted so far."""
         if not self._moments:

@@ -163,7 +163,7 @@ def test_from_another_vm_too(bed: Bed) -> None:
 
 
 def test_ten_at_once_and_their_output_unharmed_whoever_of_the_drivers_is_killed(bed: Bed) -> None:
-    ten_at_once(bed, 2_000_000)
+    ten_at_once(bed, 500_000)
 
 
 @pytest.mark.soak
@@ -201,7 +201,7 @@ def ten_at_once(bed: Bed, length: int) -> None:
 
 
 @pytest.mark.parametrize(("words", "error"), [
-    (("nobody", "--list"), "no VM 'nobody'"), (("back", "work"), "is no terminal"),
+    (("back", "work"), "is no terminal"),
     (("back", "work", "--close"), "no terminal 'work'"), (("back", "--close"), "one thing at a time"),
 ])
 def test_mistakes_are_one_line(bed: Bed, words: tuple[str, ...], error: str) -> None:

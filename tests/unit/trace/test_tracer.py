@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from support import LocalRegion
 from trace_support import RING, trace_ring
 
-from idc.endpoint import Client, Endpoint, IncomingTransaction, Resources
+from idc._core import ffi, lib
+from idc.endpoint import Client, Endpoint, IncomingTransaction, Quotas, Resources, Result
+from idc.endpoint.engine import Engine
 from idc.endpoint.lifecycle import State
 from idc.errors import MisuseError
+from idc.layout import ChannelSpec
+from idc.layout import Kind as ChannelKind
 from idc.ring import load_u64
 from idc.trace import Kind, RingSink, StoreWriter, Tracer, Type, file_tracer
 from idc.trace.record import Recorder
 from idc.trace.store import read
 from idc.transport.local import meeting
+from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from idc.trace.events import TraceEvent
+
+#: Transactions that the core moves.
+COUNT = 10_000
 
 
 @contextmanager
@@ -234,3 +243,63 @@ def test_both_ends_of_a_transaction_name_the_same_flow(tmp_path: Path) -> None:
     assert [event.text for event in back if event.kind == Kind.DISCONNECT]
     assert any(event.kind == Kind.DOORBELL for event in front)
     assert [event.text for event in front if event.kind == Kind.LANE] == ["echo"]
+
+
+@pytest.mark.parametrize("turned_on", ["before", "meanwhile"])
+def test_transactions_that_the_core_moves_are_logged_too(tmp_path: Path, turned_on: str) -> None:
+    region = LocalRegion([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 64 * 256, 256)])
+    tracers = [file_tracer(name, tmp_path / name) for name in ("front", "back")]
+    quotas = Quotas(requests=8, messages=2, parameter_bytes=64, status_bytes=64)
+    engines = Engine(8, quotas), Engine(8, quotas, handler=ffi.addressof(lib, "idc_handle_echo"))
+    completed = 0
+
+    def run(count: int) -> None:
+        nonlocal completed
+        sent, wanted = 0, completed + count
+        while completed < wanted:
+            while sent < count and engines[0].submit(b"x" * 40) is Result.OK:
+                sent += 1
+            for engine in engines:
+                completed += len(engine.poll(0.0))
+
+    ends: list[Endpoint] = []
+    try:
+        with ExitStack() as held:
+            front, back = (held.enter_context(region.join(member)) for member in (0, 1))
+
+            def abandon() -> None:
+                for end in ends:
+                    end.abandon()
+
+            held.callback(abandon)
+            ends += [engine.endpoint(SharedPort(mapped, "calls", spin=0.0, release=lambda: None))
+                    for engine, mapped in zip(engines, (front, back), strict=True)]
+            if turned_on == "before":
+                for end, tracer in zip(ends, tracers, strict=True):
+                    end.trace = tracer.endpoint("calls")
+            while not all(end.state is State.CONNECTED for end in ends):
+                for end in ends:
+                    end.pump(0.001)
+            if turned_on == "meanwhile":
+                run(100)
+                for end, tracer in zip(ends, tracers, strict=True):
+                    end.trace = tracer.endpoint("calls")
+                for engine in engines:
+                    engine.poll(0.0)
+            run(COUNT)
+            for end in ends:
+                end.trace = None
+            for engine in engines:
+                engine.poll(0.0)
+            run(100)
+            for tracer in tracers:
+                tracer.close()
+    finally:
+        region.close()
+    front_, back_ = (recorded(tmp_path / name) for name in ("front", "back"))
+    found = [[event for event in listed if event.kind == kind] for listed, kind in (
+        (front_, Kind.SUBMIT), (back_, Kind.HANDLE), (back_, Kind.ANSWER), (front_, Kind.COMPLETE))]
+    assert [len(listed) for listed in found] == [COUNT] * 4
+    for submit, handle, answer, complete in zip(*found, strict=True):
+        assert submit.flow == handle.flow == answer.flow == complete.flow
+        assert submit.time <= handle.time <= answer.time <= complete.time  # one clock, here
