@@ -35,6 +35,8 @@ RUN_COMMANDS = {
 APT_TAIL = 25
 #: What the tests need on top.
 DEV_COMMANDS = {"spin": "spin", "ssh": "openssh-client", "clang": "clang"}
+#: Browsers that tests of the report can use; the first is what is installed where there is none.
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
 
 def say(text: str) -> None:
@@ -70,6 +72,8 @@ def missing_packages(dev: bool) -> list[str]:
         missing.append("uidmap")
     if dev and not have_command("clang"):
         missing.append("llvm")
+    if dev and not any(map(have_command, BROWSERS)):
+        missing.append(BROWSERS[0])
     if dev and not list(Path("/usr/lib").glob("llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-x86_64.a")):
         missing.append(clang_runtime())
     return sorted(set(missing))

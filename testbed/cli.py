@@ -27,6 +27,7 @@ from testbed import (
     cli_image,
     cli_look,
     cli_registry,
+    cli_report,
     cli_results,
     cli_snapshot,
     cli_top,
@@ -81,6 +82,7 @@ app.add_typer(cli_snapshot.app, name="snapshot")
 app.add_typer(cli_registry.app, name="registry")
 app.command()(cli_bench.bench)
 app.add_typer(cli_results.app, name="results")
+app.command()(cli_report.report)
 app.command()(cli_trace.trace)
 
 Accel = Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto proves KVM first.")]

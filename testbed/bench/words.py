@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -75,6 +76,5 @@ def figure(value: float, unit: str) -> str:
 
 def digits(value: float) -> str:
     """Three that count, no exponent."""
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    before = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, 2 - before)}f}"

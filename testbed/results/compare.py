@@ -33,7 +33,8 @@ WANTED: Final = 0.10
 
 Kind = Literal["better", "worse", "no difference", "cannot tell"]
 #: What makes two rows the same row.
-_KEY = ("name", "path", "domains", "mode", "api", "size", "unit", "outstanding", "strategy", "route", "touched")
+_KEY = ("name", "path", "domains", "mode", "api", "size", "unit", "outstanding", "strategy", "route", "touched", "op",
+        "depth")  # fmt: skip
 #: Units of which less is better.
 _LESS = frozenset({"ns", "us", "ms", "s", "MB", "%"})
 

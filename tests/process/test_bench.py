@@ -65,6 +65,11 @@ def test_a_quick_run_is_one_json_object_and_kept(environment: dict[str, str], tm
         histogram = store.histogram(1, result.results.index(polled))
         assert histogram is not None
         assert (histogram.count, histogram.percentiles().p50) == (polled.samples, polled.p50)
+    report = subprocess.run([*COMMAND[:3], "report", "-o", str(tmp_path / "out.html")], env=environment,
+                            capture_output=True, text=True, timeout=60, check=False)
+    assert report.stdout.startswith(f"{tmp_path / 'out.html'}: run 1, "), report.stderr
+    page = (tmp_path / "out.html").read_text()
+    assert all(f'"process-{each}"' in page for each in ("glance", "rtt-core-64-ecdf", "rtt-core-64-tail", "rate"))
     again = subprocess.run([*COMMAND[:4], "--bars", str(tmp_path / "out.json")], env=environment,
                            capture_output=True, text=True, timeout=60, check=False)
     assert "process: core polled 64 B by the bare cache line" in again.stdout

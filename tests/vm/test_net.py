@@ -14,6 +14,7 @@ from testbed.calls import Process
 from testbed.devices import LOG
 from testbed.vm import Vm
 
+pytestmark = pytest.mark.timeout(900)  # of which a slow machine needs most to boot, and to start the drivers
 CONNECTED = (State.CONNECTED, State.CONNECTED)
 FRONT, BACK = "idc0", "vif0.front"
 ADDRESSES = {"front_address": "10.81.0.1/24,fd81::1/64", "back_address": "10.81.0.2/24,fd81::2/64"}

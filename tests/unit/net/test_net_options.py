@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from idc.device.states import Role
 from idc.errors import MisuseError
 from idc.net.addresses import commands
 from idc.net.device import Net, name_of, settings
+from testbed.topology import DeviceTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,3 +78,13 @@ def test_names_and_macs_are_the_same_whenever_the_drivers_come_and_differ_betwee
     assert macs == [settings(end).mac for end in ends]
     assert all(mac.startswith("02:") for mac in macs)
     assert name_of(device(Role.BACK, back_name="lan")) == "lan"
+
+
+def test_the_example_of_the_documentation_is_a_device() -> None:
+    text = (Path(__file__).parents[3] / "docs/net.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (table,) = (DeviceTable(**entry) for entry in tomllib.loads(block)["devices"].values())
+    Net.plan(table.frontend, table.backend, values(table.options))
+    (line,) = re.findall(r"testbed attach net --frontend \w+ --backend \w+ (.*)", text)
+    Net.plan("web", "db", options_of.fill(Net.options, {}, "net")
+             | options_of.parse(Net.options, dict(word.split("=") for word in line.split()), "net"))

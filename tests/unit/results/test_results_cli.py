@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import sqlite3
@@ -193,3 +194,32 @@ def test_a_damaged_run_is_named(data: Path) -> None:
         database.execute("UPDATE runs SET facts = '{' WHERE id = 1")
     assert "run 1 is damaged" in fails("show", "1")
     assert call("show", "2").startswith("run 2")
+
+
+def test_a_report_is_written_whole_and_where_it_was_asked_for(data: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    old(data)
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    done = runner.invoke(app, ["report", "latest~1"], catch_exceptions=False)
+    assert done.output.startswith("testbed-report-1.html: run 1, 0.")
+    assert "run 1 (quick), commit 0123456789" in (tmp_path / "testbed-report-1.html").read_text()
+    page = runner.invoke(app, ["report", "-o", "-"], catch_exceptions=False).output
+    assert page.startswith("<!DOCTYPE html>") or "<!DOCTYPE html>" in page[:200]
+    assert "run 2 (quick)" in page
+    for words, said in ((["-o", "/nowhere/a.html"], "-o /nowhere/a.html: /nowhere is no directory that"),
+                        (["-o", str(tmp_path)], f"-o {tmp_path}: it is a directory"), (["9"], "there is no run 9")):
+        with pytest.raises(TestbedError, match=said):
+            runner.invoke(app, ["report", *words], catch_exceptions=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.sqlite", "testbed-report-1.html"}
+
+
+def test_versions_measured_in_turn_are_reported_together(data: Path) -> None:
+    base, this = (dataclasses.replace(result(times, session="x", turns=12), version=version)
+                  for times, version in ((1.0, "base"), (1.2, "this")))
+    keep(base, this)
+    assert data.exists()
+    for run in ("1", "2"):
+        page = CliRunner().invoke(app, ["report", run, "-o", "-"], catch_exceptions=False).output
+        assert "Against another commit: this (0123456789+) against base (0123456789+)" in page
+        assert "1 of 2 rows differ: 0 better, 1 worse" in page
