@@ -61,7 +61,7 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
     """fio on each way in turn."""
     rounds, seconds = (1, 1) if pace.quick else (3, 4)
     with tempfile.NamedTemporaryFile(prefix="idc-bench-block-", dir="/dev/shm") as disk, \
-            networks.make(2) as network, Testbed(accel=setting.accel, qemu=setting.qemu, broker=True,
+            networks.make(2) as network, Testbed(accel=setting.accel, qemu=setting.qemu, broker=True, boot="cold",
                                                  notify=setting.steps.say) as bed:
         disk.write(bytes(SIZE))
         disk.flush()
@@ -81,7 +81,7 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
 def _prepare(bed: Testbed, front: Vm, back: Vm, address: str) -> list[_Way]:
     for name in ("ours", "tcp"):
         back.succeed(f"dd if=/dev/zero of=/dev/shm/{name} bs=1M count={SIZE // MIB} status=none", timeout=120)
-    bed.devices.attach("block", "front", "back", {"image": "/dev/shm/ours"}, wait=120)
+    bed.devices.attach("block", "front", "back", {"image": "/dev/shm/ours"}, wait=240)
     back.succeed(f"cat > /run/nbd.conf <<'EOF'\n{_SERVER}EOF\nnbd-server -C /run/nbd.conf", timeout=60)
     ways = [_Way("ivshmem", "/dev/nbd0"), _Way("virtio-blk", "/dev/vdb")]
     for device, count in CONNECTIONS.items():
