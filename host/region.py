@@ -233,10 +233,14 @@ class RegionService:
         """
         if self._broker is not None:
             raise ServerError("the broker runs already")
+        self._broker_options = options
+        self._start_broker()
+
+    def _start_broker(self) -> None:
         arguments = ["host.broker", "--server", str(self._control_socket), "--control", str(self._broker_socket)]
         # It needs the compiled core, and so site-packages, which the other two do without.
-        self._broker = _Child("broker", [*arguments, *options], self._env, self._directory / "broker.log", site=True)
-        self._broker_options = options
+        self._broker = _Child("broker", [*arguments, *self._broker_options], self._env, self._directory / "broker.log",
+                              site=True)
 
     def restart_broker(self) -> None:
         """Kill the broker with SIGKILL, unless it is dead already, and start another, which joins all control regions.
@@ -244,8 +248,7 @@ class RegionService:
         Raises ServerError.
         """
         self._brokered().kill()
-        self._broker = None
-        self.start_broker(*self._broker_options)
+        self._start_broker()
 
     def _brokered(self) -> _Child:
         if self._broker is None:
@@ -288,11 +291,14 @@ class RegionService:
         """
         if self._registry is not None:
             raise ServerError("the registry runs already")
+        self._registry_options = options
+        self._start_registry()
+
+    def _start_registry(self) -> None:
         arguments = ["host.registry", "--server", str(self._control_socket), "--socket", str(self.registry_socket),
                      "--directory", str(self.registry_directory)]
-        self._registry = _Child("registry", [*arguments, *options], self._env, self._directory / "registry.log",
-                                site=True)
-        self._registry_options = options
+        self._registry = _Child("registry", [*arguments, *self._registry_options], self._env,
+                                self._directory / "registry.log", site=True)
 
     def restart_registry(self) -> None:
         """Kill the registry with SIGKILL, unless it is dead already, and start another, with all that was acknowledged.
@@ -300,8 +306,7 @@ class RegionService:
         Raises ServerError.
         """
         self._registered().kill()
-        self._registry = None
-        self.start_registry(*self._registry_options)
+        self._start_registry()
 
     def _registered(self) -> _Child:
         if self._registry is None:
@@ -459,6 +464,18 @@ class RegionService:
         """Ring a vector of an rw member, as the host (vector 0: look at the header page)."""
         self._call({"op": "ring", "region": name, "member": member, "vector": vector})
 
+    def mend(self) -> list[str]:
+        """Start again what has died of region server, broker and registry; what that was, in words. Established
+        connections are not touched. Raises ServerError if one does not come up; it can be called again.
+        """
+        mended = []
+        for child, restart in ((self._server, self.restart), (self._broker, self.restart_broker),
+                               (self._registry, self.restart_registry)):
+            if child is not None and not child.alive:
+                restart()
+                mended.append(child.what)
+        return mended
+
     def restart(self) -> None:
         """Kill the server with SIGKILL, unless it is dead already, and start another, which takes all over."""
         with self._lock:
@@ -561,6 +578,11 @@ class _Child:
             for fd in (ready, ready_there, lifeline_there):
                 if fd >= 0:
                     os.close(fd)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
 
     def stop(self) -> None:
         """Let it end in order; kill it if it does not within STOP_TIMEOUT seconds."""

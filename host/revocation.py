@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from host.region import Region
 
-#: Dead mappings that a domain may hold; each costs a VM one region port, and up to the region's size of memory.
-DEAD_CAP: Final = 4
+#: Dead mappings that a domain may hold; each costs a VM one region port, and up to the region's size of memory. Two
+#: of a VM's four ports, so that its control link and a link to somebody always have one.
+DEAD_CAP: Final = 2
 #: What the entry of a member that was taken out begins with; its id follows. No member can have such a name.
 GONE: Final = "revoked."
 _PIECE: Final = 1 << 20  # bytes in memory at a time

@@ -34,6 +34,7 @@ from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
 from testbed.template import Template, key_of, why_cold
 from testbed.template_build import obtain
+from testbed.unplug import settle, unplug_doorbell
 from testbed.vm import BOOT_SECONDS, Vm, start_all
 
 if TYPE_CHECKING:
@@ -171,6 +172,35 @@ class Testbed:
                 self.control(vm.name)
         return booted
 
+    def revive(self, name: str) -> Vm:
+        """Boot a VM again that has ended, under its own name. Its regions are plugged in again and its drivers started,
+        so that its devices come back.
+
+        Raises as `boot`, and SpecError for a VM that runs, was never there, or had network cards.
+        """
+        old = self.vms.get(name)
+        if old is None or old.alive:
+            raise SpecError(f"VM {name!r} " + ("was never booted" if old is None else "runs"))
+        if old.spec.nics:
+            raise SpecError(f"VM {name} had network cards, which ended with it", hint="boot the testbed anew")
+        old.close()
+        vm = self.vms[name] = start_all([self._vm(old.spec)])[0]
+        vm.agent.environment.update(old.agent.environment)
+        for region in self.regions.values():
+            if any(member.name == name for member in region.header.members):
+                plug(vm, region)
+        if self._devices is not None:
+            self._devices.returned(name)
+        return vm
+
+    def mend(self) -> list[str]:
+        """Start again what has died of the region service's daemons and of the drivers in VMs; what that was, in words.
+
+        Raises ServerError, VmError if that fails; it can be called again.
+        """
+        mended = [] if self._service is None else self._service.mend()
+        return mended + ([f"drivers of {name}" for name in self._devices.mend()] if self._devices is not None else [])
+
     def _vm(self, spec: VmSpec) -> Vm:
         """Not started yet."""
         if self._boot == "cold":
@@ -254,6 +284,21 @@ class Testbed:
         if self._devices is None:
             self._devices = Devices(self)
         return self._devices
+
+    def unplug(self, vm: Vm, region: Region, *, timeout: float = 30.0) -> None:
+        """Take a region out of a VM. The other VMs that can ring it stand still meanwhile, for two seconds at most.
+
+        Needs the guest's consent: raises QmpFailed when it does not let go in `timeout` seconds.
+        """
+        device, backend = f"iv-{region.name}", f"ivb-{region.name}"
+        if not isinstance(region.attachment(vm.name), DoorbellAttachment):
+            vm.unplug(device, timeout=timeout)
+            vm.qmp("object-del", {"id": backend})
+            return
+        peers = [self.vms[member.name] for member in region.header.members if member.rights is Rights.RW
+                 and member.name in self.vms and member.name != vm.name]
+        unplug_doorbell(vm, device, [peer for peer in peers if plugged(peer, region)], timeout)
+        vm.remove_chardev(backend)
 
     def drop(self, name: str) -> None:
         """Stop serving a region that is plugged into no VM any more. Raises ServerError."""
@@ -366,12 +411,15 @@ def plug(vm: Vm, region: Region) -> None:
     check_fits(vm, region.name, attachment.size)
     device, backend = f"iv-{region.name}", f"ivb-{region.name}"
     if isinstance(attachment, DoorbellAttachment):
-        vm.add_chardev(backend, attachment.socket)
-        try:
-            vm.plug({"driver": "ivshmem-doorbell", "id": device, "chardev": backend, "vectors": attachment.vectors})
-        except BaseException:
-            vm.remove_chardev(backend)
-            raise
+        with vm.ports.exclusive:
+            for late in settle(vm):
+                vm.remove_chardev(f"ivb-{late.removeprefix('iv-')}")
+            vm.add_chardev(backend, attachment.socket)
+            try:
+                vm.plug({"driver": "ivshmem-doorbell", "id": device, "chardev": backend, "vectors": attachment.vectors})
+            except BaseException:
+                vm.remove_chardev(backend)
+                raise
         return
     vm.qmp("object-add", {"qom-type": "memory-backend-file", "id": backend, "mem-path": str(attachment.memory),
                           "size": attachment.size, "share": True, "readonly": True})
@@ -385,12 +433,3 @@ def plug(vm: Vm, region: Region) -> None:
 def plugged(vm: Vm, region: Region) -> bool:
     """Whether the region is in the VM now."""
     return f"iv-{region.name}" in vm.devices
-
-
-def unplug(vm: Vm, region: Region, *, timeout: float = 30.0) -> None:
-    """Take a region out of a VM. Needs the guest's consent: raises QmpFailed when it does not let go in `timeout` s."""
-    vm.unplug(f"iv-{region.name}", timeout=timeout)
-    if isinstance(region.attachment(vm.name), DoorbellAttachment):
-        vm.remove_chardev(f"ivb-{region.name}")
-    else:
-        vm.qmp("object-del", {"id": f"ivb-{region.name}"})

@@ -57,17 +57,21 @@ def detach(
     frontend: Front,
     number: Number = "",
     wait: Wait = 30.0,
-    unplug: Annotated[bool, typer.Option("--unplug", help="Take its region out, too; else the next device of the two "
-                                         "domains uses it.")] = False,
+    keep_link: Annotated[bool, typer.Option("--keep-link", help="Leave its region plugged for the next device of the "
+                                            "two domains, which is there sooner.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="After the wait, though an end has not closed.")] = False,
     bed: Bed = "",
     quiet: Quiet = False,
 ) -> None:
     """Detach a device: both ends close."""
-    request = {"class": kind, "frontend": frontend, "number": number, "wait": wait, "unplug": unplug}
+    request = {"class": kind, "frontend": frontend, "number": number, "wait": wait, "keep_link": keep_link,
+               "force": force}
     with Control(registry.find(bed)) as link:
-        name = link.call("detach", request)["device"]
+        done = link.call("detach", request)
     if not quiet:
-        out(f"{name}: detached")
+        kept = "".join(f"; {domain} has not let go of its region, which is dead and takes a port until it does"
+                       for domain in done["kept"])
+        out(f"{done['device']}: detached{kept}")
 
 
 def devices(

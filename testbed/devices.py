@@ -25,8 +25,8 @@ from idc.device.classes import GROUP, find
 from idc.device.driver import SOCKETS
 from idc.registry import VARIABLE, Registry
 from idc.transport.address import open_port
-from testbed.bed import check_fits, plug, plugged, unplug
-from testbed.errors import SpecError, TestbedError
+from testbed.bed import check_fits, plug, plugged
+from testbed.errors import QmpFailed, SpecError, TestbedError
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Where a VM finds classes that are not in its image, and what its drivers log.
 CLASSES: Final = "/run/idc-devices"
 LOG: Final = "/run/idc-devices/log"
+#: Seconds that a VM has to let go of a region; where a device is detached by force.
+_UNPLUG_SECONDS: Final = 30.0
+_FORCED_SECONDS: Final = 5.0
 #: The host as a domain, with drivers of its own: what its user has of a VM. No VM can have that name.
 OWN: Final = "host.user"
 #: Packages that are in every image.
@@ -75,15 +78,22 @@ class BedPlugger:
                 self.unplug(spec.name)
             raise
 
-    def unplug(self, name: str) -> None:
+    def unplug(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """See `Plugger`."""
         region = self._bed.regions.get(name)
         if region is None:
-            return
+            return ()
+        kept = []
         for vm in self._vms(member.name for member in region.header.members):
             if vm.alive and plugged(vm, region):
-                unplug(vm, region)
+                try:
+                    self._bed.unplug(vm, region, timeout=_FORCED_SECONDS if force else _UNPLUG_SECONDS)
+                except QmpFailed:
+                    if not force:
+                        raise
+                    kept.append(vm.name)
         self._bed.drop(name)
+        return tuple(kept)
 
     def _vms(self, names: Iterator[str] | Mapping[str, object]) -> list[Vm]:
         return [self._bed.vms[name] for name in names if name in self._bed.vms]
@@ -126,14 +136,35 @@ class Devices:
                     raise
             return controller.attach(kind, front, back, options, texts=texts, number=number, wait=wait)
 
-    def detach(self, name: Name, *, wait: float = 30.0, unplug: bool = False) -> None:
-        """See `Controller.detach`.
-
-        The link stays plugged, for the next device of the same two domains, unless `unplug` is set: QEMU does not
-        survive every unplugging of an ivshmem device (docs/devices.md).
-        """
+    def detach(self, name: Name, *, wait: float = 30.0, keep_link: bool = False,
+               force: bool = False) -> tuple[str, ...]:
+        """See `Controller.detach`."""
         with self.controller() as controller:
-            controller.detach(name, wait=wait, keep_link=not unplug)
+            return controller.detach(name, wait=wait, keep_link=keep_link, force=force)
+
+    def mend(self) -> list[str]:
+        """Start the drivers again in those VMs in which they ended though nobody asked; names of the VMs.
+
+        Not while a device is being attached or detached: that may take long, and whoever mends has more to do.
+        """
+        if not self._lock.acquire(blocking=False):
+            return []
+        try:
+            ended = [domain for domain, running in self._drivers.items()
+                     if running.poll() is not None and domain in self._bed.vms and self._bed.vms[domain].alive]
+            for domain in ended:
+                self.prepare(domain)
+            return ended
+        finally:
+            self._lock.release()
+
+    def returned(self, domain: str) -> None:
+        """A VM was booted again: it has nothing of what it was given, and gets what devices need."""
+        with self._lock:
+            kinds = sorted(kind for name, kind in self._shipped if name == domain)
+            self._shipped -= {(domain, kind) for kind in kinds}
+            if self._drivers.pop(domain, None) is not None:
+                self.prepare(domain, *kinds)
 
     def list(self) -> list[Seen]:
         """All that are attached."""

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 
 class Ports:
-    """The root ports of one VM. Thread-safe."""
+    """The root ports of one VM. Thread-safe.
+
+    Attributes:
+        exclusive: held while an ivshmem device comes or goes: both look at which descriptors QEMU has.
+        leaving: devices that were told to go, and QEMU's eventfds before; see `testbed.unplug`.
+    """
 
     def __init__(self, vm: Vm) -> None:
+        self.exclusive = threading.RLock()
+        self.leaving: dict[str, frozenset[int]] = {}
         self._vm = vm
         self._plugging = threading.Lock()
         self._ports: dict[str, str] = {}  # root port -> id of the device in it
@@ -81,6 +88,7 @@ class Ports:
             raise
         if event["event"] != "DEVICE_DELETED":
             raise self._vm.error(QmpFailed, f"the guest refused to let go of device {device}")
+        self.deleted(device)  # whoever waits for the event may be faster than whoever is told of it
 
 
 def add_chardev(vm: Vm, name: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from host.control_region import domain_of
 from host.errors import RegionError
 from host.revocation import GONE, Revocation, Worth
 from idc.layout import Rights
-from testbed.bed import plug, plugged, unplug
+from testbed.bed import plug, plugged
 from testbed.errors import QmpFailed, SpecError, TestbedError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _cut(bed: Testbed, region: Region, member: str, patience: float) -> None:
     if vm is None:
         raise SpecError(f"{member} is a host process: only its end takes region {region.name!r} from it")
     if vm.alive and plugged(vm, region):
-        unplug(vm, region, timeout=patience)
+        bed.unplug(vm, region, timeout=patience)
 
 
 def _abandon(bed: Testbed, region: Region, member: str, live: Iterable[tuple[int, int]] | None,
@@ -71,12 +71,21 @@ def _abandon(bed: Testbed, region: Region, member: str, live: Iterable[tuple[int
     assert done.fresh is not None
     del bed.regions[region.name]
     bed.regions[done.fresh.name] = done.fresh
+    left_out: dict[str, TestbedError] = {}
     for vm in moving:
-        plug(vm, done.fresh)
+        try:
+            plug(vm, done.fresh)
+        except TestbedError as error:  # the others move all the same
+            left_out[vm.name] = error
     for vm in moving:
         # One that does not let go holds a dead mapping now, which is counted and told; the revocation stands.
         with contextlib.suppress(QmpFailed):
-            unplug(vm, region, timeout=patience)
+            bed.unplug(vm, region, timeout=patience)
+    if left_out:
+        first, why = next(iter(left_out.items()))
+        raise SpecError(f"region {region.name!r} is taken from {member}, abandoned; but {', '.join(left_out)} could "
+                        f"not be given {done.fresh.name!r} in its place: {why.message}",
+                        hint=f"testbed plug {done.fresh.name} {first}, once that is mended")
     holders = sorted(name for name, names in dead(bed).items() if region.name in names)
     return dataclasses.replace(done, holders=tuple(holders))
 

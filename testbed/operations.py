@@ -19,7 +19,7 @@ from host import wire
 from host.errors import RegionError
 from idc.device.keys import Name
 from testbed import within
-from testbed.bed import plug, plugged, unplug
+from testbed.bed import plug, plugged
 from testbed.devices import shown
 from testbed.errors import SpecError
 from testbed.live.describe import describe
@@ -195,7 +195,7 @@ def unplug_region(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dic
     vm, region = _vm(bed, request), _region(bed, request)
     if not plugged(vm, region):
         raise RegionError(f"region {region.name!r} is not plugged into {vm.name}")
-    unplug(vm, region)
+    bed.unplug(vm, region)
     return {}
 
 
@@ -245,12 +245,16 @@ def attach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, 
 
 
 def detach(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:
-    """Detach a device: {class, frontend, number, wait, unplug}; number "" for the only one. Replies its name."""
+    """Detach a device: {class, frontend, number, wait, keep_link, force}; number "" for the only one.
+
+    Replies its name, and the domains that did not let go.
+    """
     with bed.devices.controller() as controller:
         number, kind, front = str(request["number"]), str(request["class"]), str(request["frontend"])
         name = Name(kind, front, number) if number else controller.find(kind, front)
-    bed.devices.detach(name, wait=float(request["wait"]), unplug=bool(request["unplug"]))
-    return {"device": str(name)}
+    kept = bed.devices.detach(name, wait=float(request["wait"]), keep_link=bool(request["keep_link"]),
+                              force=bool(request["force"]))
+    return {"device": str(name), "kept": list(kept)}
 
 
 def tty(bed: Testbed, _caller: Caller, request: dict[str, Any]) -> dict[str, Any]:

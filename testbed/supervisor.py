@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 EXPECTED = (TestbedError, HostError, ImageError, IdcError)
 """What a request may fail with, by a user's mistake or the world's; anything else is a mistake of ours."""
 
+#: Seconds between two looks whether a daemon has died; between two tries with one that does not come up, at most.
+MEND_EVERY, LONGEST_PAUSE = 0.5, 30.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +67,7 @@ class Supervisor:
         self.topology = topology
         self.started = time.time()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._over = threading.Event()
         self._mourners: list[socket.socket] = []
         self._listener = wire.listen(bed.run.path(registry.SOCKET), socket.SOCK_SEQPACKET, backlog=64)
 
@@ -78,6 +82,8 @@ class Supervisor:
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
+        # One of its own: what it waits for, such as a device that is being attached, must not keep callers waiting.
+        threading.Thread(target=self._mend, name="mender", daemon=True).start()
         try:
             while not any(fd == self._stop_fd for fd, _ in poller.poll()):
                 with contextlib.suppress(BlockingIOError):  # the caller has gone already
@@ -87,9 +93,30 @@ class Supervisor:
         finally:
             self.close()
 
+    def _mend(self) -> None:
+        """Start daemons again that have died; one that does not come up is tried again, less and less often."""
+        pause = MEND_EVERY
+        while not self._over.wait(pause):
+            try:
+                mended = self.bed.mend()
+            except EXPECTED as error:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                if not self._over.is_set():
+                    _log.error("not mended, again in %g s: %s", pause, error)
+            else:
+                pause = MEND_EVERY
+                if mended:
+                    _log.warning("had died and were started again: %s", ", ".join(mended))
+
+    def hang_up(self) -> None:
+        """Serve no more; the testbed goes on."""
+        self._over.set()
+        self._listener.close()
+        os.close(self._stop_fd)
+
     def close(self) -> None:
         """End it, and tell those who asked for that."""
-        self._listener.close()
+        self.hang_up()
         failed = any(vm.death is not None and not isinstance(vm.death, VmStopped) for vm in self.bed.vms.values())
         answer: dict[str, Any] = {"ok": True}
         try:
@@ -171,10 +198,11 @@ class Supervisor:
                                                 for pair, counts in bed.doorbells(name).items()]})
         nets = [{"name": name, "kind": net.kind, "description": net.description,
                  "addresses": [member.ip for member in net.members]} for name, net in bed.networks.items()]
+        daemons = {} if bed.service is None else bed.service.processes()
         return {"name": self.topology.name, "pid": os.getpid(), "started": self.started, "accel": bed.verdict.accel,
                 "reason": bed.verdict.reason, "directory": str(bed.run.directory), "image": bed.image.label,
                 "keep": bed.run.keep, "vms": vms, "regions": regions, "networks": nets, "broker": _broker(bed),
-                "registry": None if self.topology.broker is None else bed.registry_address}
+                "registry": None if self.topology.broker is None else bed.registry_address, "daemons": daemons}
 
 
 def _broker(bed: Testbed) -> dict[str, Any] | None:

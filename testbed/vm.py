@@ -85,7 +85,8 @@ class Vm:
         self._stopping = ""
         self._paused = False
         self._exited = threading.Event()
-        self._ports = hotplug.Ports(self)
+        self.ports = hotplug.Ports(self)
+        """What is plugged into its root ports."""
         self._death: Callable[[], VmError] | None = None
         self._shutdown_reason = ""
         self._closed = False
@@ -260,7 +261,7 @@ class Vm:
         elif name == "GUEST_PANICKED":
             self._on_finding(Finding("panic", "the guest told the pvpanic device of a panic", time.monotonic()))
         elif name == "DEVICE_DELETED":
-            self._ports.deleted(str(data.get("device")))
+            self.ports.deleted(str(data.get("device")))
 
     def _on_finding(self, finding: Finding) -> None:
         if finding.severity == "oops":
@@ -380,7 +381,7 @@ class Vm:
     @property
     def devices(self) -> frozenset[str]:
         """Ids of the devices that are plugged into root ports now."""
-        return self._ports.devices
+        return self.ports.devices
 
     @property
     def info(self) -> AgentInfo:
@@ -615,11 +616,11 @@ class Vm:
         `device` needs "driver" and "id". An ivshmem-doorbell blocks QEMU's main loop until its server has
         answered: that is what `timeout` is for. Raises QmpFailed, SpecError when no root port is free.
         """
-        return self._ports.plug(device, timeout)
+        return self.ports.plug(device, timeout)
 
     def unplug(self, device: str, *, timeout: float = 30.0) -> None:
         """Unplug a device and wait until the guest has let go of it. Raises QmpFailed; the guest may refuse."""
-        self._ports.unplug(device, timeout)
+        self.ports.unplug(device, timeout)
 
     def add_chardev(self, name: str, path: Path) -> None:
         """Connect QEMU to the listening Unix socket at `path`, as character device `name`. Raises QmpFailed."""

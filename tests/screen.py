@@ -49,9 +49,9 @@ class Screen:
     def press(self, keys: str) -> None:
         self.child.send(keys)
 
-    def until(self, what: Callable[[str], bool] | str) -> str:
+    def until(self, what: Callable[[str], bool] | str, limit: float = LIMIT) -> str:
         """Wait until the screen shows that; returns it."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + limit
         while not ((what in self.text) if isinstance(what, str) else what(self.text)):
             assert time.monotonic() < deadline, f"not in time; the screen:\n{self.text}"
             assert self._read(), f"it ended; the screen:\n{self.text}"

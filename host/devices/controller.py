@@ -139,31 +139,41 @@ class Controller:
         class_.plan(front, back, values)
         return class_, values
 
-    def detach(self, name: Name, *, wait: float = PATIENCE, keep_link: bool = False) -> None:
+    def detach(self, name: Name, *, wait: float = PATIENCE, keep_link: bool = False,
+               force: bool = False) -> tuple[str, ...]:
         """Undo all that `attach` did.
 
         Args:
             name: of the device.
             wait: seconds that the ends have to close; an end that says nothing counts as closed.
             keep_link: the region stays plugged, as a spare link of the same two domains.
+            force: go on after `wait` though an end has not closed, and though its VM does not let go of the region.
+
+        Returns:
+            The domains that did not let go of the region, which only `force` leaves: each keeps a mapping that leads to
+            nobody, and a port, until it lets go after all or ends.
 
         Raises:
-            DeviceError: there is none, or an end does not close: it can be called again.
+            DeviceError: there is none, or an end does not close: it can be called again. Or both options at once.
             HostError, TestbedError: a VM does not let go of the region: it can be called again.
         """
         record = records.device(self._registry, name)
         if record is None:
             raise DeviceError(f"there is no device {name}{self._known()}")
-        late = self._close(name, record, "detached", wait)
+        if force and keep_link:
+            raise DeviceError("a link that an end may still use cannot be kept for the next device")
+        late = self._close(name, record, "detached", wait, force=force)
         if late:
             raise DeviceError(f"device {name}: the {late} does not close within {wait:g} s; is its domain stuck? "
-                              "Detach again, or end the domain")
+                              "Detach again, by force, or end the domain")
+        kept: tuple[str, ...] = ()
         if record.link:
             if keep_link:
                 self._mark_link(record.link, "")
             else:
-                self._drop_link(record.link)
+                kept = self._drop_link(record.link, force=force)
         self._remove(name.record)
+        return kept
 
     def spare(self, kind: str, front: str, back: str) -> str:
         """Plug a link for devices of that class, with default options, between those two domains only: its region.
@@ -307,13 +317,14 @@ class Controller:
             if self._registry.exists(home(domain)):
                 self._registry.write(f"{keys.links(domain)}/{region}", b"")
 
-    def _drop_link(self, region: str) -> None:
+    def _drop_link(self, region: str, *, force: bool = False) -> tuple[str, ...]:
         for name, link in list(records.links(self._registry)):
             if name == region:
                 for domain in (link.front, link.back):
                     self._remove(f"{keys.links(domain)}/{region}")  # first: a VM lets go of what nobody has mapped
-        self._plugger.unplug(region)
+        kept = self._plugger.unplug(region, force=force)
         self._remove(f"{records.LINKS}/{region}")
+        return kept
 
     def _write_keys(self, name: Name, record: Record) -> None:
         """All at once: an end sees either nothing or everything."""

@@ -26,10 +26,11 @@ class Plugger(Protocol):
     def plug(self, spec: RegionSpec) -> None:
         """Make a region and plug it into its members. Raises HostError or a testbed's error, with nothing left."""
 
-    def unplug(self, name: str) -> None:
+    def unplug(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """Take the region out of its members and drop it. Nothing happens for one that there is not.
 
-        Raises HostError or a testbed's error if a member does not let go; it can be called again.
+        By force, members that do not let go are returned: they keep a mapping of memory that nobody else has. Raises
+        HostError or a testbed's error if a member does not let go otherwise; it can be called again.
         """
 
 
@@ -48,8 +49,9 @@ class ServicePlugger:
         """See `Plugger`."""
         self._service.create(spec)
 
-    def unplug(self, name: str) -> None:
+    def unplug(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """See `Plugger`."""
+        del force  # nobody is asked: a process keeps the mapping that it has
         try:
             self._service.drop(name)
         except ServerError:
@@ -57,3 +59,4 @@ class ServicePlugger:
         except RegionError:
             if name in self._service.regions():
                 raise
+        return ()

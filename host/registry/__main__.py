@@ -9,14 +9,10 @@ Runs in the foreground and logs to standard error. With --lifeline it ends when 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import signal
 import sys
 from pathlib import Path
 
-from host import wire
-from host.errors import HostError
+from host import serving
 from host.registry.service import GRACE, Service
 from host.registry.tree import Limits
 
@@ -24,15 +20,11 @@ from host.registry.tree import Limits
 _SWITCH = 0.0005
 
 
-def _stop(*_: object) -> None:
-    raise SystemExit(0)
-
-
 def main() -> None:
     """Command line: see the module's text."""
     limits = Limits()
     parser = argparse.ArgumentParser(prog="host.registry", description="a tree of keys for all domains")
-    parser.add_argument("--server", type=Path, required=True, metavar="SOCKET", help="control of the region server")
+    serving.add_options(parser)
     parser.add_argument("--socket", type=Path, required=True, metavar="SOCKET", help="where host processes connect")
     parser.add_argument("--directory", type=Path, required=True, metavar="DIRECTORY", help="what is kept on disk")
     parser.add_argument("--nodes", type=int, default=limits.nodes, metavar="COUNT", help="of one domain")
@@ -41,33 +33,16 @@ def main() -> None:
     parser.add_argument("--transactions", type=int, default=limits.transactions, metavar="COUNT", help="of one domain")
     parser.add_argument("--grace", type=float, default=GRACE, metavar="SECONDS",
                         help="for domains to come back before their ephemeral nodes vanish")
-    parser.add_argument("--ready", type=int, metavar="FD", help="write a newline here once requests are served")
-    parser.add_argument("--lifeline", type=int, metavar="FD", help="end when this pipe does")
     args = parser.parse_args()
     numbers = {"--nodes": args.nodes, "--bytes": args.bytes, "--watches": args.watches,
                "--transactions": args.transactions, "--grace": args.grace}
     for option, number in numbers.items():
         if number <= 0:
             parser.error(f"{option} {number:g}: must be more than 0")
-    logging.basicConfig(level=logging.INFO, format="registry: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _stop)
-    wire.raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH)
-    try:
-        service = Service(args.server, args.socket, args.directory,
-                          Limits(args.nodes, args.bytes, args.watches, args.transactions), args.grace)
-    except HostError as error:
-        sys.exit(f"registry: {error}")
-    try:
-        service.start()
-        if args.ready is not None:
-            os.write(args.ready, b"\n")
-            os.close(args.ready)
-        service.run(args.lifeline)
-    except HostError as error:
-        sys.exit(f"registry: {error}")
-    finally:
-        service.close()
+    serving.run("registry", args, lambda: Service(
+        args.server, args.socket, args.directory, Limits(args.nodes, args.bytes, args.watches, args.transactions),
+        args.grace))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("host.registry")
 
+#: Of the registry's time, what a domain may use in the long run, and seconds that it may use at once. Who asks one
+#: thing after the other stays below that; who floods waits, and others find the registry idle.
+SHARE: Final = 0.2
+BURST: Final = 0.05
 #: Operations that show what is there, and so wait for the domain's own changes.
 _SHOW: Final = frozenset({Op.READ, Op.LIST, Op.ACCESS, Op.BEGIN, Op.WATCH, Op.HELLO})
 
@@ -58,6 +63,14 @@ class Seat:
     last: int = 0
     unsynced: int = 0
     gone: bool = False
+    credit: float = BURST
+    credited: float = 0.0
+
+    def may(self, now: float) -> bool:
+        """Whether it has not used up its share. The host has all there is."""
+        self.credit = min(BURST, self.credit + SHARE * (now - self.credited))
+        self.credited = now
+        return self.credit >= 0 or self.who == HOST
 
 
 @dataclass(slots=True)
@@ -93,12 +106,15 @@ class Desk:
     Args:
         state: as it is on disk.
         limits: of each domain.
+        clock: seconds; what a domain uses of the registry is measured by it.
 
     Attributes:
         durable: what is on disk, and so what is shown.
     """
 
-    def __init__(self, state: State, limits: Limits | None = None) -> None:
+    def __init__(self, state: State, limits: Limits | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.limits = limits or Limits()
         self.durable = state
         self._head = state
@@ -182,8 +198,9 @@ class Desk:
     def work(self) -> bool:
         """One request of each domain that has one that need not wait. Whether there was any."""
         busy = False
+        now = self._clock()
         for seat in tuple(self._seats):
-            if seat.queue and not (seat.unsynced and _shows(seat.queue[0][0])):
+            if _ready(seat) and seat.may(now):
                 request, answered = seat.queue.popleft()
                 busy = True
                 try:
@@ -197,7 +214,14 @@ class Desk:
                 else:
                     if status is not None:
                         answered(0, status)
+                began, now = now, self._clock()
+                seat.credit -= now - began
         return busy
+
+    def next_turn(self) -> float | None:
+        """When, by the clock, the first of those that have used up their share has its turn; None if nobody waits."""
+        waiting = [seat.credited - seat.credit / SHARE for seat in self._seats if _ready(seat) and seat.credit < 0]
+        return min(waiting, default=None)
 
     def _do(self, seat: Seat, request: Request, answered: Answer) -> bytes | None:
         """The status; None if it is answered once it is on disk."""
@@ -392,6 +416,11 @@ class Desk:
             return False
         watch.take()
         return True
+
+
+def _ready(seat: Seat) -> bool:
+    """Whether it has a request that waits for nothing but its turn."""
+    return bool(seat.queue) and not (seat.unsynced and _shows(seat.queue[0][0]))
 
 
 def _shows(request: Request) -> bool:

@@ -3,8 +3,8 @@
     program ─▶ its own ring ─▶ front end ══ WRITE transactions ══▶ back end ─▶ a file for each program
 
 A program opens it by `open_tracer("unix:/run/idc/trace-0")`. Its ring is between it and the drivers, so that an event
-costs what it costs in a region, whatever the connection does, and what was logged outlives the program. The front end
-compares the clocks of the two domains. Depends on idc.trace and idc.device.
+costs about what it costs in a region, whatever the connection does, and what was logged outlives the program. The front
+end compares the clocks of the two domains. Depends on idc.trace and idc.device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A ring between a program and the drivers of its domain, by which the program's events reach a trace device.
 
     drivers   Inlet: makes the memory, sealed, and two eventfds; gives them to a program over its connection
-    program   Outlet: maps it; from then on an event costs what it costs in a region, and the drivers pass it on
+    program   Outlet: maps it; from then on an event costs about what it costs in a region, and the drivers pass it on
 
     offset 0      control words of a byte ring, as in docs/protocol.md
     offset 2048   u64: 0 while the drivers take events, else why they do not (`Over`)

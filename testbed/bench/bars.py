@@ -25,7 +25,7 @@ class Bar:
         what: in words.
         need: bound of `ratio`: the figure by what it is measured against.
         sense: whether the ratio may be at most or must be at least that.
-        ratio: of two figures; None if one of them was not measured.
+        ratio: of two figures, or one in its own unit; None if one of them was not measured.
     """
 
     what: str
@@ -165,6 +165,16 @@ NET_BARS = (
 )
 
 
+def _connect(mode: str, words: str, need: float) -> Bar:
+    """Milliseconds, the median: what a user waits for."""
+
+    def figure(result: Result) -> float | None:
+        row = _find(result, ("connect", "ivshmem", mode, "python", 0), "vm-vm")
+        return None if row is None else row.p50
+
+    return Bar(f"vm-vm: ms to connect a device, {words}, p50", need, "<=", figure)
+
+
 def _disk(op: str, depth: int, need: float) -> Bar:
     """One row of "block" by the same over TCP."""
 
@@ -198,6 +208,8 @@ BARS = (
     Bar("process: core stream 64 KiB by the bare copy pipeline", 0.8, ">=",
         _ratio(_stream("ivshmem", "poll"), _stream("limit", "pipeline"), domains="process")),
     *IDC_BARS,
+    _connect("shared", "its link plugged before", 50.0),
+    _connect("hotplug", "its link hot-plugged", 1500.0),
     *NET_BARS,
     _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )

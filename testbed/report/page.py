@@ -23,6 +23,7 @@ from testbed.results import runs
 
 if TYPE_CHECKING:
     from testbed.bench.bars import Verdict
+    from testbed.bench.rows import Result
     from testbed.results.compare import Comparison
 
 _ASSETS = resources.files("testbed.report") / "assets"
@@ -66,7 +67,7 @@ def render(run: Run, against: Against | None = None) -> str:
     return environment.get_template("report.html.j2").render(
         run=run.number, result=result, when=runs.when(result), commit=runs.commit(result), kind=runs.kind(result),
         accel=result.accel.upper() if result.accel != "none" else "no VM", about=ACCELERATORS.get(result.accel, ""),
-        places=shown, against=compared, tiles=lambda place: _bars_tile(place, verdicts),
+        notes=_notes(result), places=shown, against=compared, tiles=lambda place: _bars_tile(place, verdicts),
         bars=_bars(verdicts), held=sum(bool(each.held) for each in verdicts), judged=len(verdicts),
         rows=_all_rows(run), facts=[(name.replace("_", " "), result.host[name]) for name in _FACTS
                                     if result.host.get(name) not in (None, "")],
@@ -74,6 +75,13 @@ def render(run: Run, against: Against | None = None) -> str:
         libraries=[(_asset(script), _asset(licence)) for script, licence in _LIBRARIES],
         data=_data({figure.id: figure.as_dict() for figure in figures}),
     )  # fmt: skip
+
+
+def _notes(result: Result) -> list[str]:
+    """What a reader must know before any figure."""
+    load, cpus = result.host.get("load_before", 0.0), result.host.get("cpus", 1)
+    busy = f"Others were busy when this run began (load {load:.1f} on {cpus} CPUs): mind the spread of rounds."
+    return [*result.notes, *([busy] if load > cpus / 2 else [])]
 
 
 def _asset(name: str) -> Markup:

@@ -328,6 +328,36 @@ def test_a_driver_that_fails_says_why_and_is_tried_again() -> None:
         here.controller.detach(name)
 
 
+def test_a_path_without_permission_is_told_in_the_drivers_words() -> None:
+    path = "/proc/sys/kernel/osrelease"  # which root may not write either
+    with bench("front", "back") as here:
+        here.controller.detach(ledger(here)[0])  # so both have drivers
+        with pytest.raises(DeviceError, match=rf"PermissionError: .*Permission denied: '{path}'"):
+            here.controller.attach("ledger", "front", "back", {"path": path}, wait=5.0)
+        nothing_left(here)
+
+
+def test_detached_by_force_while_an_end_is_stuck() -> None:
+    with bench("front", "back") as here:
+        name, _ = ledger(here)
+        stuck = here.domains["back"].worker
+        os.kill(stuck, signal.SIGSTOP)
+        with pytest.raises(DeviceError, match=r"the back end \(connected\) does not close within 0.3 s.* by force"):
+            here.controller.detach(name, wait=0.3)
+        with pytest.raises(DeviceError, match="cannot be kept"):
+            here.controller.detach(name, keep_link=True, force=True)
+        assert here.controller.detach(name, wait=0.3, force=True) == ()
+        nothing_left(here)
+        os.kill(stuck, signal.SIGCONT)
+        again, path = ledger(here)
+        with here.program("front", "ledger-0") as program:
+            stream = Stream(program)
+            stream.go_on()
+        stream.check(path)
+        here.controller.detach(again)
+        nothing_left(here)
+
+
 def test_no_region_to_be_had_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench("front", "back") as here:
 

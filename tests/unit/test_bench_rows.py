@@ -153,6 +153,8 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: 64 transactions outstanding by doorbell, core, by one by doorbell": (pytest.approx(10), True),
         "vm-vm: bulk copy of 1 MiB, handler in the core, by the core's stream": (pytest.approx(0.95), True),
         "vm-vm: bulk copy of 1 MiB, Python, by the core's stream": (pytest.approx(0.85), True),
+        "vm-vm: ms to connect a device, its link plugged before, p50": (None, None),
+        "vm-vm: ms to connect a device, its link hot-plugged, p50": (None, None),
         "vm-vm: block randread, depth 1, by NBD over TCP": (pytest.approx(3), True),
         "vm-vm: block randread, depth 32, by NBD over TCP": (pytest.approx(1.5), False),
         "vm-vm: block seqread, depth 1, by NBD over TCP": (pytest.approx(6), True),
@@ -191,6 +193,15 @@ def test_what_a_row_of_the_api_is_comes_back_from_json() -> None:
     assert parse(whole.as_json(), "here") == whole
     (row,) = [row for row in json.loads(whole.as_json())["results"] if row.get("strategy") == "map"]
     assert (row["route"], row["touched"], row["outstanding"]) == ("direct", False, 2)
+
+
+@pytest.mark.parametrize(("mode", "median", "held"), [("shared", 49.0, True), ("shared", 51.0, False),
+                                                      ("hotplug", 1500.0, True), ("hotplug", 1501.0, False)])
+def test_connecting_is_judged_in_milliseconds(mode: str, median: float, held: bool) -> None:
+    row = Row("connect", "ivshmem", "vm-vm", mode, "python", 0, "ms", 3, p50=median, p90=median, p99=median,
+              p999=median, max=median)
+    judged = [verdict for verdict in judge(result(row)) if verdict.held is not None]
+    assert [(verdict.have, verdict.held) for verdict in judged] == [(median, held)]
 
 
 def test_a_bar_without_its_rows_is_open() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,25 @@ def test_mistakes_are_one_line_and_change_nothing(cli: Cli, words: tuple[str, ..
     assert error in said
     assert "\n" not in said
     assert devices(cli) == []
+
+
+def daemons(cli: Cli) -> dict[str, int]:
+    """Process ids by what they are; none while the testbed cannot tell, for want of a region server."""
+    (bed,) = json.loads(cli("ps", "--json").stdout)
+    return dict(bed.get("daemons", {}))
+
+
+def test_daemons_that_die_are_started_again_by_themselves(cli: Cli) -> None:
+    before = daemons(cli)
+    killed = ("region server", "registry", "broker")
+    for name in killed:
+        os.kill(before[name], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not (now := daemons(cli)) or any(now[name] == before[name] for name in killed):
+        assert time.monotonic() < deadline
+    assert now["fd holder"] == before["fd holder"]
+    assert "/domain/front" in cli("registry", "ls", "/domain").stdout
+    assert cli("exec", "front", "--", "python3", "-m", "guest.ivshmem").returncode == 0
 
 
 def test_the_classes_are_listed(cli: Cli) -> None:

@@ -9,7 +9,7 @@ import images
 from host.ivshmem import client
 from host.region import Region, RegionSpec
 from idc.layout import MAGIC, Rights
-from testbed.bed import Testbed, unplug
+from testbed.bed import Testbed
 from testbed.vm import Vm
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "module-example"
@@ -82,7 +82,7 @@ def region(bed: Testbed, vm: Vm) -> Iterator[Region]:
     region = bed.region(RegionSpec("own", 1 << 20, {"own": Rights.RW, "host": Rights.RW}, vectors=4))
     yield region
     if vm.alive:
-        unplug(vm, region)
+        bed.unplug(vm, region)
     assert bed.service is not None
     bed.service.drop("own")
 

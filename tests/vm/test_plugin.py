@@ -45,6 +45,15 @@ def test_the_test_of_the_readme(directory: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+def test_the_first_test_of_the_page(directory: Path) -> None:
+    page = (README.parent / "docs/writing-tests.md").read_text()
+    example = page.partition("<!-- runs as a test -->\n```python\n")[2].partition("```")[0]
+    assert "vm_pair" in example
+    done = run_pytest(directory, example)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
 def test_a_failing_test_shows_the_console_and_keeps_the_logs(directory: Path) -> None:
     done = run_pytest(directory, FAILING)
     assert done.returncode == 1

@@ -11,7 +11,7 @@ from host.ivshmem import client
 from host.region import Region, RegionSpec
 from idc.channel import MessageChannel
 from idc.layout import ChannelSpec, Kind, Rights
-from testbed.bed import LINK_BYTES, Testbed, plug, unplug
+from testbed.bed import LINK_BYTES, Testbed, plug
 from testbed.transfer import OverRegion, transfer
 from testbed.vm import Vm
 
@@ -112,7 +112,7 @@ def test_a_region_is_unplugged_and_plugged_again(bed: Testbed) -> None:
     front, third = bed.vms["front"], bed.vms["third"]
     region = bed.region(RegionSpec("moving", 1 << 20, {"front": Rights.RW, "third": Rights.RW}))
     before = len(states(third))
-    unplug(third, region)
+    bed.unplug(third, region)
     assert len(states(third)) == before - 1
     service = bed.service
     assert service is not None
@@ -120,8 +120,8 @@ def test_a_region_is_unplugged_and_plugged_again(bed: Testbed) -> None:
     plug(third, region)
     assert any("carries 'moving'" in state for state in states(third))
     assert service.members("moving") == {"front": (1, True), "third": (2, True)}
-    unplug(front, region)
-    unplug(third, region)
+    bed.unplug(front, region)
+    bed.unplug(third, region)
 
 
 def test_links_outlive_the_region_server(bed: Testbed, link: Region) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from device_support import install
 from prometheus_client.parser import text_string_to_metric_families
 from screen import Screen
@@ -35,8 +37,9 @@ with Caller(open_port("unix:/run/idc/echo-0"), Service("echo").resources()) as e
 """
 
 
+@pytest.mark.timeout(600)
 def test_what_real_vms_do_is_seen_and_so_is_their_end() -> None:
-    with tempfile.TemporaryDirectory(prefix="tb", dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="tb", dir="/tmp") as directory, contextlib.ExitStack() as held:
         site = install(Path(directory) / "site")
         environment = {"XDG_RUNTIME_DIR": directory, "PYTHONPATH": f"{ROOT}:{site}"}
 
@@ -51,10 +54,12 @@ def test_what_real_vms_do_is_seen_and_so_is_their_end() -> None:
             user = subprocess.Popen(
                 [sys.executable, "-P", "-m", "testbed.cli", "exec", "front", "--", "python3", "-c", USE],
                 env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            with Screen("top", "--view", "devices", env=environment) as screen, user:
+            held.callback(user.wait)
+            held.callback(user.kill)
+            with Screen("top", "--view", "devices", env=environment) as screen:
                 # state, state, sent, received and doorbells a second: all there is to see of traffic
                 screen.until(lambda _: len(line := screen.line("echo-0")) > 9 and line[2] == line[4] == "connected"
-                             and "0" not in line[5:8] and "-" not in line[5:10])
+                             and "0" not in line[5:8] and "-" not in line[5:10], limit=240)
                 told = json.loads(run("top", "--json"))
                 check(told)
                 found = {family.name: family for family in text_string_to_metric_families(run("metrics"))}

@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         self.watching = {name: Watching() for name in DOMAINS}
         self.opened: dict[str, list[Opened]] = {name: [] for name in DOMAINS}
         self.paths: dict[str, dict[int, str]] = {name: {} for name in DOMAINS}
-        self.desk = Desk(tree.empty(), LIMITS)
+        self.desk = Desk(tree.empty(), LIMITS, clock=lambda: 0.0)
         for name in DOMAINS:
             self.desk.admit(name, name.encode() * 16)
         host = Watching()

@@ -222,7 +222,7 @@ def test_two_registries_do_not_use_one_directory(tmp_path: Path) -> None:
 
 def test_the_writer_tells_when_a_batch_is_on_disk(tmp_path: Path) -> None:
     store = Store(tmp_path / "r")
-    desk = Desk(store.state)
+    desk = Desk(store.state, clock=lambda: 0.0)
     writer = Writer(store)
     desk.admit("front", b"u" * 16)
     batch = desk.batch()

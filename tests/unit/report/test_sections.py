@@ -107,6 +107,15 @@ def test_ratios_are_of_rounds_that_were_neighbours() -> None:
     assert faster(dataclasses.replace(ours, unit="us"), theirs)[1:] == [0.5, pytest.approx(1 / 3)]
 
 
+def test_a_busy_machine_is_said_before_any_figure(run: Run) -> None:
+    busy = dataclasses.replace(run.result, host=run.result.host | {"load_before": 5.08}, notes=("mind this",))
+    page = render(dataclasses.replace(run, result=busy))
+    head = page[:page.index("<main")]
+    assert "Others were busy when this run began (load 5.1 on 2 CPUs)" in head
+    assert "mind this" in head
+    assert "Others were busy" not in render(run)
+
+
 def test_a_run_of_nothing_is_a_page_all_the_same() -> None:
     page = render(Run(1, Result("none", {}, ()), {}))
     assert "This run has no rows that a bar is about" in page
