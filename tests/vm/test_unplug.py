@@ -4,6 +4,7 @@ nothing is left behind. What makes that so is in testbed/unplug.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -68,7 +69,10 @@ class Ringer:
 
 def files(pid: int) -> Counter[str]:
     """A process's descriptors by what they are; sockets are told apart by nothing, and counted."""
-    found = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+    found = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
     return Counter("socket" if name.startswith("socket:") else name for name in found)
 
 
