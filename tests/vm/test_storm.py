@@ -15,7 +15,8 @@ from testbed.bed import Testbed
 
 HOSTILE = Path(__file__).parent.parent / "process" / "endpoint_hostile.py"
 LIMIT = 60.0
-#: Most CPU seconds in a second of storm.
+#: Most CPU seconds that a second of storm adds to the same work without one, which costs more the slower the machine.
+#: Without masking it is nearly all there are.
 MOST_CPU = 0.25
 
 FRONT = """
@@ -77,7 +78,7 @@ def test_a_storm_from_a_host_process_is_masked_in_the_vm() -> None:
     sys.stdout.write(f"{told}\n")
     assert told["ok"]
     assert told["connections"] == 1
-    assert told["storm"]["cpu"] <= MOST_CPU
+    assert told["storm"]["cpu"] - told["calm"]["cpu"] <= MOST_CPU
     assert told["storm"]["answers"] > 10
     assert told["after"] == told["last"]  # not again once it is over
     assert told["calm"]["answers"] > 5
