@@ -14,6 +14,7 @@ SUITE = Path(__file__).parent.parent / "conformance"
 SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather",
              "pairs", "stack",
              "bytes", "strategies", "revoke", "cut", "forward", "faces", "both-lend")
+pytestmark = pytest.mark.timeout(900)  # each scenario starts two interpreters in emulated guests
 LIMIT = 60.0
 
 
