@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -183,10 +184,10 @@ _shared: dict[str, Image] = {}
 
 def with_image(data: bytes) -> None:
     """Carry it out on an image of 4096 bytes with a part of 4096 bytes in the middle of memory, and look at all."""
-    fd = os.memfd_create("image")
+    fd, runtime = os.memfd_create("image"), tempfile.TemporaryDirectory(prefix="idc-block-")
     try:
         os.write(fd, b"i" * 4096)
-        image = Image(Spec(Path(f"/proc/self/fd/{fd}")), "block-0 of front", Path("/tmp/idc-block-fuzz"))
+        image = Image(Spec(Path(f"/proc/self/fd/{fd}")), "block-0 of front", Path(runtime.name))
         memory = bytearray(b"m" * 12288)
         image.attach(ffi.from_buffer("uint8_t *", memory), 4096, 4096)
         error = image.do(data)
@@ -206,6 +207,7 @@ def with_image(data: bytes) -> None:
             assert offset + length <= 4096
             assert op > 2 or 4096 <= buffer <= 8192 - length
     finally:
+        runtime.cleanup()
         os.close(fd)
 
 
