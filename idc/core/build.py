@@ -28,7 +28,7 @@ SOURCES = (
     ENDPOINT / "transact.c",
     *(PUMP / name for name in ("pump.c", "tap.c")),
     *(BLOCK / name for name in ("image.c", "nbd.c")),
-    *(MEASURE / name for name in ("loops.c", "paced.c", "sockets.c", "transact.c")),
+    *(MEASURE / name for name in ("loops.c", "paced.c", "sockets.c", "transact.c", "untraced.c")),
 )
 #: What is shown to cffi, in this order.
 HEADERS = (CORE / "idc_core.h", ENDPOINT / "transact.h", PUMP / "pump.h", PUMP / "tap.h", BLOCK / "image.h",
@@ -70,7 +70,7 @@ def make_ffibuilder() -> FFI:
         PRELUDE,
         sources=[os.path.relpath(path, ROOT) for path in SOURCES],
         include_dirs=[str(CORE), str(ENDPOINT), str(PUMP), str(BLOCK), str(MEASURE)],
-        depends=[*map(str, HEADERS), str(CORE / "inner.h")],
+        depends=[*map(str, HEADERS), str(CORE / "inner.h"), str(ENDPOINT / "transact.c")],
         extra_compile_args=list(CFLAGS),
         extra_link_args=["-pthread"],
     )

@@ -11,7 +11,7 @@ The endpoint's life (HELLO, quotas, disconnect, BYE) and its messages stay in Py
 the core takes the replies to what `submit` sent, and answers requests by its handler if it has one; each other frame
 goes to the endpoint's session, which is also the only judge of frames that break a rule. The peer cannot tell: it may
 be an engine or a plain endpoint. What the endpoint's `trace` is set to, the core's transactions go to as well, from the
-next `poll` on; up to 64 of their moments are with the core until there are more, or nothing comes. Only over shared
+next `poll` on; up to 160 of their moments are with the core until there are more, or nothing comes. Only over shared
 memory. Belongs to the thread of its endpoint. Depends on idc._core, idc.endpoint and idc.transport.shared.
 """
 
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 BATCH: Final = 64
 #: Requests handled in one call: then the interpreter has its turn, for signals.
 BUDGET: Final = 1 << 14
-#: Moments that the core can note, while they are traced, and how many of them are worth to be taken from it.
+#: Moments that the core can note in one call, while they are traced, and how many are worth to be taken from it: as
+#: many as one event has (`idc.trace.hook`, which is not loaded for an endpoint without a trace).
 MOMENTS: Final = 4096
-SOME: Final = 64
+SOME: Final = 160
+#: Bytes of one.
+MOMENT: Final = 24
 
 
 class Engine:
@@ -127,8 +130,6 @@ class Engine:
         if carrier is None:
             gone = endpoint is None or endpoint.state in (State.DESTROYED, State.DESTROYING)
             return Result.CLOSED if gone else Result.NOT_CONNECTED
-        if self._trace is not None and self._core.moments_count > MOMENTS // 2:
-            self._take_moments(self._trace)
         rc = lib.idc_engine_submit(self._core, ffi.from_buffer(parameters), len(parameters), cookie)
         if rc == lib.IDC_OK:
             return Result.OK
@@ -212,14 +213,14 @@ class Engine:
             self._take_moments(self._trace)
         self._trace, core = trace, self._core
         if trace is not None and self._moments == ffi.NULL:
-            self._moments = ffi.new("uint64_t[]", 3 * MOMENTS)
-            core.moments_room = MOMENTS
+            core.moments_room = SOME + MOMENTS + core.count
+            self._moments = ffi.new("uint64_t[]", 3 * core.moments_room)
         core.moments = ffi.NULL if trace is None else self._moments
 
     def _take_moments(self, trace: EndpointTrace) -> None:
         core = self._core
         if core.moments_count:
-            trace.add(ffi.buffer(self._moments, 24 * core.moments_count)[:])
+            trace.add(memoryview(ffi.buffer(self._moments, MOMENT * core.moments_count)))
             core.moments_count = 0
 
     def answered(self, tag: int) -> None:

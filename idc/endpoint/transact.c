@@ -11,6 +11,11 @@
 
 #include <stddef.h>
 
+/* Whether moments can be noted at all; see idc/measure/untraced.c. */
+#ifndef IDC_TRACED
+#define IDC_TRACED 1
+#endif
+
 /* On the wire: u8 kind, u8 flags (0), u16 error, u32 tag; little-endian like all that the core reads. */
 struct header {
     uint8_t kind, flags;
@@ -70,9 +75,14 @@ int idc_engine_start(struct idc_engine *e)
     return IDC_OK;
 }
 
+static inline bool traced(const struct idc_engine *e)
+{
+    return IDC_TRACED && e->moments != NULL;
+}
+
 static inline void note(struct idc_engine *e, uint64_t kind, uint32_t tag, uint64_t when)
 {
-    if (e->moments == NULL || e->moments_count == e->moments_room)
+    if (!traced(e) || e->moments_count == e->moments_room)
         return;
     uint64_t *moment = e->moments + 3 * (uint64_t)e->moments_count++;
     moment[0] = when != 0 ? when : idc_now_ns();
@@ -83,7 +93,7 @@ static inline void note(struct idc_engine *e, uint64_t kind, uint32_t tag, uint6
 /* Asked for only while something is traced: the clock costs as much as a frame's header. */
 static inline uint64_t now(const struct idc_engine *e)
 {
-    return e->moments != NULL ? idc_now_ns() : 0;
+    return traced(e) ? idc_now_ns() : 0;
 }
 
 static int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
@@ -209,8 +219,12 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
     uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
     uint32_t got = 0;
     int64_t rc = n == 0 || cap < longest ? IDC_EINVAL : IDC_OK;
-    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0
-           && (e->moments == NULL || e->moments_room - e->moments_count >= 2)) {
+    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0) {
+        /* Each slot can be submitted once more before its answer is taken; a frame that is taken is two moments. */
+        if (traced(e) && e->moments_room - e->moments_count < 2 + e->count) {
+            e->budget = 0;
+            break;
+        }
         rc = next(e, (uint8_t *)buf + at, longest, &events[got]);
         if (rc == 1) {
             events[got].at += at;

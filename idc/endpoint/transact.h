@@ -57,7 +57,8 @@ struct idc_engine {
     uint32_t outstanding, holds, free;
     uint64_t budget;         /* requests to handle before idc_engine_run returns 0: counted down */
     /* What is traced: triples of time (CLOCK_MONOTONIC, ns), kind of the frame (and IDC_RECEIVED), and tag. Its user
-     * empties it: while there is no room for two, idc_engine_run returns 0 too. NULL: nothing is. */
+     * empties it, before anything else if there are more than moments_room - 2 - count after a run: with less room
+     * nothing is taken, and the budget is spent. So all of them are noted. NULL: nothing is traced. */
     uint64_t *moments;
     uint32_t moments_room, moments_count;
 };

@@ -69,5 +69,12 @@ int64_t idc_loop_announce(struct idc_engine *e, uint64_t first, uint64_t runs, u
                           uint64_t depth, int64_t spin_ns, uint64_t deadline);
 uint64_t idc_loop_sum(const void *memory, uint64_t len); /* of all bytes, in 64-bit words */
 
+/* --- idc/measure/untraced.c: as idc_engine_... --- */
+int idc_untraced_start(struct idc_engine *e);
+int64_t idc_untraced_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie);
+void idc_untraced_answered(struct idc_engine *e, uint32_t tag);
+int64_t idc_untraced_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
+                         int64_t spin_ns, int64_t timeout_ns);
+
 /* cdef end */
 #endif

@@ -31,8 +31,8 @@ _MESSAGE, _DONE, _REQUEST, _REPLY, _FIRST_ASK = 2, 3, 4, 5, 7
 POSTED, RECEIVED = 0, 64
 #: One in the payload: time, ns; kind of the frame and the above; tag.
 MOMENT: Final = struct.Struct("<QQQ")
-#: Moments of one event, and for how long they may come together, ns.
-MANY: Final = 64
+#: Moments of one event, of which the payload has room for 170, and for how long they may come together, ns.
+MANY: Final = 160
 LONG: Final = 10_000_000
 _BEGIN, _END = int(Type.BEGIN), int(Type.END)
 #: Kind of a moment to (type, kind, frame's kind of what was submitted, whose flow: 0 own, 1 peer's).
@@ -104,13 +104,13 @@ class EndpointTrace:
             count, self._rung = rung - self._rung, rung
             self._tracer.log(Type.INSTANT, Kind.DOORBELL, self._lane, value=count & 0xFFFFFFFF)
 
-    def add(self, moments: bytes) -> None:
+    def add(self, moments: memoryview) -> None:
         """Log moments that the core has noted, which are as in the payload."""
         with self._tracer.lock:
             self.drain()  # those before
             if (shift := self._tracer.shift) != 0:
-                moments = b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
-                                   MOMENT.iter_unpack(moments))
+                moments = memoryview(b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
+                                              MOMENT.iter_unpack(moments)))
             for at in range(0, len(moments), MANY * MOMENT.size):
                 self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", moments[at:at + MANY * MOMENT.size])
 

@@ -171,7 +171,7 @@ class Tracer:
         """The domain's monotonic clock, ns."""
         return time.monotonic_ns() + self.shift
 
-    def log(self, type_: int, kind: int, lane: int, name: bytes = b"", data: bytes = b"", flow: int = 0,
+    def log(self, type_: int, kind: int, lane: int, name: bytes = b"", data: bytes | memoryview = b"", flow: int = 0,
             detail: int = 0, value: int = 0, at: int | None = None) -> bool:
         """One event of any form. Raises MisuseError for lengths that do not fit."""
         events.check_lengths(len(name), len(data))

@@ -50,6 +50,7 @@ class Place:
         address: of the far VM on the network of both.
         absent: what cannot be measured here, and why.
         run: of two processes, for peers that are processes too.
+        bed: of two VMs, for regions of one's own.
         tcp: address where the far end can listen for the near end's TCP; empty where there is none.
     """
 
@@ -59,6 +60,7 @@ class Place:
     address: str = ""
     absent: list[str] = field(default_factory=list)
     run: Run | None = None
+    bed: Testbed | None = None
     tcp: str = ""
 
     def tcp_address(self) -> str:
@@ -174,7 +176,7 @@ def _between_vms(bed: Testbed) -> Iterator[Place]:
     assert bed.network is not None
     with vm_pair(bed, front, back) as pair:
         address = bed.network.members[1].address
-        place = Place(pair, vms=(front, back), address=address, tcp=address)
+        place = Place(pair, vms=(front, back), address=address, bed=bed, tcp=address)
         where = f"{place.address}:{TCP_PORT}"
         place.connect("tcp", where, where)
         place.miss("vsock between VMs: vhost-vsock joins a VM and its host only")

@@ -1,114 +1,236 @@
-"""Round trips without the hook, with it and tracing off, and on: in blocks, in turn, in the same processes.
+"""Transactions without the hook, with it and tracing off, and on: in blocks, in turn, in the same two domains.
 
-    python3 -m testbed.bench.tracing near|far SEED BLOCKS COUNT CPU TRACE SERVICE...     is one end
-
-The build without the hook is made from the same sources, less the statements that ask whether there is a trace. Each
-variant runs a copy of its own of those modules and of the loop, on a channel of its own; which channel, and the order
-in each turn, are drawn anew. Turns give pairs, and those an interval. Depends on idc.trace, host.region and
-`testbed.bench.subjects`.
+The ends are idc.measure.traced, which says how the build without the hook is made. A turn is one block of each variant;
+turns give pairs, and those an interval. Both domains log to a recorder of this machine. Depends on idc.measure.traced,
+host.region and `testbed.bench.subjects`.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib.util
 import json
 import math
-import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import types
 from array import array
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from host.region import RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
-from idc.trace import open_tracer
-from idc.transport.address import open_port
+from idc.measure.traced import SIZE, VARIANTS
 from testbed.bench.errors import BenchFailed
 from testbed.bench.places import places_for_each
 from testbed.bench.subjects import Key, Taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from host.region import Region
+    from testbed.bed import Testbed
     from testbed.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS: Final = ("without", "off", "on")
-SIZE: Final = 64
-#: Round trips of one block, and seconds that one takes about: a turn is one block of each variant.
-COUNT: Final = 200
+#: Transactions of one block; a multiple of those outstanding.
+COUNT: Final = 192
+#: Turns that show how many fit, and the fewest of a take.
+FIRST_TURNS: Final = 8
+LEAST_TURNS: Final = 10
 LIMIT_SECONDS: Final = 120.0
 TRACE_RING: Final = 1 << 20
-COPIED: Final = ("idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking",
-                 "testbed.bench.tracing_loops")
-HOOKS: Final = ("self.trace is not None", "self._trace is not None")
 #: Student's t for 95 % of both sides, where there are many turns.
 _T: Final = 1.97
 
 
-class _Strip(ast.NodeTransformer):
-    """Imports the variant's own copies; without the hook, leaves out what asks for it."""
+class Ended(Protocol):
+    """A program that was started."""
 
-    def __init__(self, variant: str) -> None:
-        self._variant = variant
-        self.stripped = 0
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
-        """See there."""
-        if node.module in COPIED:
-            node.module = f"{node.module}__{self._variant}"
-        return node
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        """See there."""
-        self.generic_visit(node)
-        if self._variant == "without" and ast.unparse(node.test) in HOOKS:
-            self.stripped += 1
-            return None
-        return node
+    def result(self, timeout: float) -> tuple[int, str, str]:
+        """Exit code, standard output and what it said last; raises TimeoutError when it does not end in so many
+        seconds."""
 
 
-def build(variant: str) -> types.ModuleType:
-    """The loops of a variant, on copies of all that has the hook; the statements left out are at its `STRIPPED`."""
-    module, stripped = types.ModuleType(""), 0
-    for name in COPIED:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        strip = _Strip(variant)
-        tree = ast.fix_missing_locations(strip.visit(ast.parse(Path(spec.origin).read_text())))
-        stripped += strip.stripped
-        module = types.ModuleType(f"{name}__{variant}")
-        sys.modules[module.__name__] = module
-        exec(compile(tree, spec.origin, "exec"), module.__dict__)  # noqa: S102 - our own source
-    module.__dict__["STRIPPED"] = stripped
-    return module
+@dataclass
+class Scene:
+    """Two domains, a link with a channel for each variant, and a trace of each that is recorded here.
+
+    Attributes:
+        addresses: of the ends, by role: the trace, then the channels of the link.
+        cpus: that the ends are to run on, by role; -1 leaves it to them.
+        start: begins `python3` with such arguments at a role.
+    """
+
+    addresses: dict[str, list[str]]
+    cpus: dict[str, int]
+    start: Callable[[str, list[str]], Ended]
+
+
+class Stage(Protocol):
+    """Where it is measured."""
+
+    def scene(self) -> contextlib.AbstractContextManager[Scene]:
+        """For one take; what was started is ended with it."""
+
+
+@dataclass
+class _Local:
+    """A process of this machine."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def result(self, timeout: float) -> tuple[int, str, str]:
+        """See `Ended`."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+        words = self.log.read_text("utf-8", "replace").strip().splitlines()
+        return self.process.returncode, output.decode(), words[-1] if words else "without a word"
+
+
+def _spawn(run: Run, stack: contextlib.ExitStack, name: str, argv: list[str]) -> _Local:
+    log = run.path(f"tracing-{name}.log")
+    with log.open("wb") as errors:
+        process = run.popen([sys.executable, *argv], stdout=subprocess.PIPE, stderr=errors, cwd=ROOT)
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    stack.callback(end)
+    return _Local(process, log)
+
+
+def _record(run: Run, stack: contextlib.ExitStack, trace: Region, role: str, directory: Path) -> None:
+    where = f"member:{trace.socket('sink')}/trace"
+    _spawn(run, stack, f"recorder-{role}", ["-m", "idc.trace.record", where, "--domain", role, "--here", "sink",
+                                            "--directory", str(directory)])
+
+
+def _link(name: str, near: str, far: str) -> RegionSpec:
+    channels = [ChannelSpec(f"c{n}", Kind.MESSAGE, near, far, 256 * 512, 512) for n in range(len(VARIANTS))]
+    return RegionSpec(name, 1 << 20, {near: Rights.RW, far: Rights.RW}, channels)
+
+
+def _trace(name: str, member: str) -> RegionSpec:
+    return RegionSpec(name, 4 << 20, {member: Rights.RW, "sink": Rights.RW},
+                      [ChannelSpec("trace", Kind.BYTE, member, "sink", TRACE_RING)])
+
+
+def _places(trace: str, link: str) -> list[str]:
+    return [f"{trace}/trace", *(f"{link}/c{n}" for n in range(len(VARIANTS)))]
+
+
+@dataclass
+class Processes:
+    """Two processes of a run."""
+
+    run: Run
+
+    @contextlib.contextmanager
+    def scene(self) -> Iterator[Scene]:
+        """See `Stage`."""
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idc")))
+            service = stack.enter_context(RegionService(directory, self.run.env))
+            link = service.create(_link("link", "near", "far"))
+            addresses = {}
+            for role in ("far", "near"):
+                trace = service.create(_trace(f"t{role}", role))
+                _record(self.run, stack, trace, role, directory / "traces")
+                addresses[role] = _places(f"member:{trace.socket(role)}", f"member:{link.socket(role)}")
+            cpus = dict(zip(("near", "far"), (-1 if cpu is None else cpu for cpu in places_for_each()), strict=True))
+            yield Scene(addresses, cpus, lambda role, argv: _spawn(self.run, stack, role, argv))
+
+
+@dataclass
+class _InVm:
+    """A program of a VM."""
+
+    process: Any
+
+    def result(self, timeout: float) -> tuple[int, str, str]:
+        """See `Ended`."""
+        done = self.process.wait(timeout)
+        words = done.err.strip().splitlines()
+        return done.code, done.out, words[-1] if words else "without a word"
+
+
+@dataclass
+class Machines:
+    """Two VMs of a testbed, near and far. The regions are plugged once, and go with the testbed."""
+
+    bed: Testbed
+    vms: tuple[str, str]
+    _traces: dict[str, Region] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def scene(self) -> Iterator[Scene]:
+        """See `Stage`."""
+        near, far = self.vms
+        if not self._traces:
+            self.bed.region(_link("traced", near, far))
+            self._traces |= {vm: self.bed.region(_trace(f"trace-{vm}", vm)) for vm in self.vms}
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idc")))
+            roles = {"near": near, "far": far}
+            for vm in self.vms:
+                _record(self.bed.run, stack, self._traces[vm], vm, directory)
+
+            def start(role: str, argv: list[str]) -> Ended:
+                process = self.bed.vms[roles[role]].spawn(["python3", *argv])
+                stack.callback(process.kill)
+                return _InVm(process)
+
+            addresses = {role: _places(f"ivshmem:{self._traces[vm].name}", "ivshmem:traced")
+                         for role, vm in roles.items()}
+            yield Scene(addresses, {"near": -1, "far": -1}, start)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done in each block.
+
+    Attributes:
+        api: "python" (endpoints in Python) or "core" (an Engine, whose handler is C).
+        outstanding: transactions under way at a time.
+    """
+
+    api: str
+    outstanding: int = 1
+
+
+#: The Python endpoints' round trips; the core's; the core's with many under way.
+WORKS: Final = (Work("python"), Work("core"), Work("core", 16))
 
 
 class Measurement:
     """What the subjects share: one take of the first measures for all.
 
     Args:
-        run: what the processes belong to.
+        stage: where.
         seconds: of one take.
+        work: what is done.
 
     Attributes:
+        work: see above.
         samples: of the last take, by variant, ns.
         changes: of all takes, by variant: each turn's median as a part of that without the hook, less 1.
-        sums: of all round trips of all takes, by variant, ns.
+        sums: of all samples of all takes, by variant, ns.
     """
 
-    def __init__(self, run: Run, seconds: float) -> None:
-        self._run = run
+    def __init__(self, stage: Stage, seconds: float, work: Work = WORKS[0]) -> None:
+        self.work = work
+        self._stage = stage
         self._seconds = seconds
-        self._blocks = 8
+        self._blocks = FIRST_TURNS
         self.samples: dict[str, array[int]] = {}
         self.changes: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         self.sums: dict[str, int] = dict.fromkeys(VARIANTS, 0)
@@ -116,8 +238,8 @@ class Measurement:
     def prepare(self) -> int:
         """Find out how many turns fit."""
         found = self._both(self._blocks)
-        turn = sum(sum(block) for blocks in found.values() for block in blocks) / self._blocks
-        warm, self._blocks = self._blocks, max(int(self._seconds * 1e9 / turn), 10)
+        turn = sum(sum(block) for blocks in found.values() for block in blocks) * self.work.outstanding / self._blocks
+        warm, self._blocks = self._blocks, max(int(self._seconds * 1e9 / turn), LEAST_TURNS)
         return warm * COUNT * len(VARIANTS)
 
     def take(self) -> None:
@@ -130,51 +252,23 @@ class Measurement:
                 self.sums[variant] += sum(block)
 
     def _both(self, blocks: int) -> dict[str, list[list[int]]]:
-        near_cpu, far_cpu = places_for_each()
         seed = random.SystemRandom().randrange(1 << 30)
-        log = self._run.path("tracing.log")
-        with contextlib.ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idc")))
-            service = stack.enter_context(RegionService(directory, self._run.env))
-            channels = [ChannelSpec(f"c{n}", Kind.MESSAGE, "near", "far", 128 * 512, 512) for n in range(len(VARIANTS))]
-            link = service.create(RegionSpec("link", 1 << 20, {"near": Rights.RW, "far": Rights.RW}, channels))
-            errors = stack.enter_context(log.open("wb"))
-
-            def start(*argv: str, output: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-                process = self._run.popen([sys.executable, *argv], stdout=output, stderr=errors, cwd=ROOT)
-                stack.callback(_end, process)
-                return process
-
-            ends = []
-            for role, cpu in (("far", far_cpu), ("near", near_cpu)):
-                spec = RegionSpec(f"t{role}", 4 << 20, {role: Rights.RW, "sink": Rights.RW},
-                                  [ChannelSpec("trace", Kind.BYTE, role, "sink", TRACE_RING)])
-                trace = service.create(spec)
-                start("-m", "idc.trace.record", f"member:{trace.socket('sink')}/trace", "--domain", role, "--here",
-                      "sink", "--directory", str(directory / "traces"))
-                where = [f"member:{trace.socket(role)}/trace",
-                         *(f"member:{link.socket(role)}/{channel.name}" for channel in channels)]
-                ends.append(start("-m", "testbed.bench.tracing", role, str(seed), str(blocks), str(COUNT),
-                                  str(-1 if cpu is None else cpu), *where, output=subprocess.PIPE))
+        with self._stage.scene() as scene:
+            far, near = (scene.start(role, ["-m", "idc.measure.traced", role, self.work.api, str(self.work.outstanding),
+                                            str(seed), str(blocks), str(COUNT), str(scene.cpus[role]),
+                                            *scene.addresses[role]]) for role in ("far", "near"))
             try:
-                output, _ = ends[1].communicate(timeout=LIMIT_SECONDS)
-                code = ends[1].returncode or ends[0].wait(LIMIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                raise BenchFailed(f"traced round trips did not finish in {LIMIT_SECONDS:g} s") from None
+                code, output, words = near.result(LIMIT_SECONDS)
+                if code == 0:
+                    code, _, words = far.result(LIMIT_SECONDS)
+            except TimeoutError:
+                raise BenchFailed(f"traced transactions did not finish in {LIMIT_SECONDS:g} s") from None
         if code != 0:
-            words = log.read_text("utf-8", "replace").strip().splitlines()
-            raise BenchFailed(f"a traced end ended with {code}: {words[-1] if words else 'without a word'}")
+            raise BenchFailed(f"a traced end ended with {code}: {words}")
         found: dict[str, Any] = json.loads(output)
         if found.pop("dropped"):
             raise BenchFailed("the tracer dropped events: it did not do all the work that is measured")
         return found
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def interval(changes: list[float]) -> tuple[float, float, float]:
@@ -188,15 +282,33 @@ def interval(changes: list[float]) -> tuple[float, float, float]:
     return mean, mean - _T * error, mean + _T * error
 
 
-class RoundTrips:
-    """One variant."""
+class _Row:
+    """What all rows of a measurement have; see `Subject`."""
+
+    unit = "ns"
+    name = "trace"
 
     def __init__(self, measurement: Measurement, variant: str) -> None:
-        self.key = Key("trace", "ivshmem", variant, "python", SIZE, "ns")
+        work = measurement.work
+        self.key = Key(self.name, "ivshmem", variant, work.api, SIZE, self.unit,
+                       outstanding=None if work.outstanding == 1 else work.outstanding)
         self.variant = ""
-        self.note = "no hook in the endpoint" if variant == "without" else f"tracing {variant}"
+        self.note = ""
         self.per = 1
         self._measurement = measurement
+
+    def prepare(self, seconds: float) -> int:
+        """See `Subject`."""
+        del seconds
+        return 0
+
+
+class Transactions(_Row):
+    """One variant: ns of a transaction, of many under way the mean of those sent together."""
+
+    def __init__(self, measurement: Measurement, variant: str) -> None:
+        super().__init__(measurement, variant)
+        self.note = "no hook in the endpoint" if variant == "without" else f"tracing {variant}"
 
     def prepare(self, seconds: float) -> int:
         """See `Subject`."""
@@ -211,23 +323,13 @@ class RoundTrips:
         return Taken(samples=self._measurement.samples[self.key.mode or ""])
 
 
-class Change:
+class Change(_Row):
     """What a variant costs more than without the hook: %, of the turns so far."""
 
-    def __init__(self, measurement: Measurement, variant: str) -> None:
-        self.key = Key("trace-cost", "ivshmem", variant, "python", SIZE, "%")
-        self.variant = ""
-        self.note = ""
-        self.per = 1
-        self._measurement = measurement
-
-    def prepare(self, seconds: float) -> int:
-        """See `Subject`."""
-        del seconds
-        return 0
+    name, unit = "trace-cost", "%"
 
     def take(self, seconds: float) -> Taken:
-        """See `Subject`: the value is this take's, the note's interval that of all takes."""
+        """See `Subject`: the value is that of all turns so far, as is the note's interval."""
         del seconds
         mode = self.key.mode or ""
         changes, sums = self._measurement.changes[mode], self._measurement.sums
@@ -237,47 +339,22 @@ class Change:
         return Taken(value=mean)
 
 
-def subjects(measurement: Measurement) -> Iterator[RoundTrips | Change]:
+class Bound(_Row):
+    """The end of that interval which is farther from none at all: %."""
+
+    name, unit = "trace-bound", "%"
+
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`: of all turns so far."""
+        del seconds
+        _, least, most = interval(self._measurement.changes[self.key.mode or ""])
+        return Taken(value=100 * max(least, most, key=abs))
+
+
+def subjects(measurement: Measurement) -> Iterator[Transactions | Change | Bound]:
     """All rows; the first measures."""
     for variant in VARIANTS:
-        yield RoundTrips(measurement, variant)
-    for variant in VARIANTS[1:]:
-        yield Change(measurement, variant)
-
-
-# -- one end, in a process of its own
-
-
-def main() -> None:
-    """One end: see the top of the file."""
-    role, seed, blocks, count, cpu, trace, *services = sys.argv[1:]
-    if int(cpu) >= 0:
-        os.sched_setaffinity(0, {int(cpu)})
-    chance = random.Random(int(seed))
-    chance.shuffle(services)
-    ends: dict[str, Any] = {}
-    # Lossless: nothing is dropped, so all the work is done.
-    with open_tracer(trace, lossless=True, timeout=20) as tracer:
-        for variant, service in zip(VARIANTS, services, strict=True):
-            loops = build(variant)
-            assert (loops.STRIPPED > 0) == (variant == "without")
-            make = loops.Near if role == "near" else loops.Far
-            ends[variant] = make(open_port(service), tracer if variant == "on" else None)
-        found: dict[str, list[list[int]]] = {variant: [] for variant in VARIANTS}
-        order = list(VARIANTS)
-        for number in range(int(blocks) + 1):
-            chance.shuffle(order)
-            for variant in order:
-                if role == "near":
-                    samples = ends[variant].block(int(count) if number else 1000, bytes(SIZE))
-                    if number:  # the first turn warms up
-                        found[variant].append(samples)
-                else:
-                    ends[variant].block(int(count) if number else 1000)
-    if role == "near":
-        sys.stdout.write(json.dumps({**found, "dropped": tracer.dropped}) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+        yield Transactions(measurement, variant)
+    for row in (Change, Bound):
+        for variant in VARIANTS[1:]:
+            yield row(measurement, variant)

@@ -1,30 +1,43 @@
 """What tracing costs, measured for a moment: that the rows are there and the builds differ, not how large it is."""
 
+import pytest
+
+from idc.measure.traced import VARIANTS, build
 from testbed.bench import tracing
 from testbed.bench.groups import Group, Pace, measure
+from testbed.bench.names.trace import groups
 from testbed.bench.places import processes
-from testbed.bench.tracing import Measurement, build, interval, subjects
+from testbed.bench.tracing import WORKS, Measurement, Processes, Work, interval, subjects
 
 TINY = Pace(rounds=2, seconds=0.01, scout_seconds=0.001, kept=1, quick=True)
 
 
 def test_the_build_without_the_hook_lacks_every_question_for_it() -> None:
-    assert build("without").STRIPPED >= 8
+    assert build("without").STRIPPED >= 18
     assert build("off").STRIPPED == 0
-    assert build("off").Near is not build("without").Near
+    assert build("off").PythonNear is not build("without").PythonNear
 
 
-def test_each_variant_has_a_row_and_each_cost_an_interval() -> None:
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.api}-{work.outstanding}")
+def test_each_variant_has_a_row_and_each_cost_an_interval(work: Work) -> None:
     with processes() as place:
         assert place.run is not None
-        found = measure(Group("trace", place.pair, [*subjects(Measurement(place.run, 0.02))]), TINY)
+        measurement = Measurement(Processes(place.run), 0.02, work)
+        found = measure(Group("trace", place.pair, [*subjects(measurement)]), TINY)
     rows = {(each.row.name, each.row.mode): each.row for each in found}
-    assert set(rows) == {("trace", variant) for variant in tracing.VARIANTS} | {
-        ("trace-cost", variant) for variant in ("off", "on")}
-    for variant in tracing.VARIANTS:
-        assert rows["trace", variant].samples >= 2 * 10 * tracing.COUNT
+    assert set(rows) == {("trace", variant) for variant in VARIANTS} | {
+        (name, variant) for name in ("trace-cost", "trace-bound") for variant in ("off", "on")}
+    for variant in VARIANTS:
+        assert rows["trace", variant].samples >= 2 * tracing.LEAST_TURNS * tracing.COUNT // work.outstanding
+        assert rows["trace", variant].outstanding == (work.outstanding if work.outstanding > 1 else None)
     assert "95 % interval" in rows["trace-cost", "on"].note
-    assert "over 20 turns" in rows["trace-cost", "off"].note
+    assert "turns" in rows["trace-cost", "off"].note
+
+
+def test_every_kind_of_transaction_is_measured_between_processes() -> None:
+    with processes() as place:
+        assert len(groups(place, TINY)) == len(WORKS)
+        assert place.absent == []
 
 
 def test_an_interval_holds_the_mean_and_narrows() -> None:

@@ -1,0 +1,118 @@
+"""One end of the measurement of what tracing costs: see testbed.bench.tracing.
+
+    python3 -m idc.measure.traced near|far python|core OUTSTANDING SEED BLOCKS COUNT CPU TRACE SERVICE...
+
+The build without the hook is made from the same sources, less the statements that ask whether there is a trace; of
+the core it takes the functions of untraced.c, which are made so. Each variant runs a copy of its own of those modules
+and of the loop, on a channel of its own; which channel, and the order in each turn, are drawn anew. Depends on
+idc.trace and idc.transport.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any, Final
+
+from idc.trace import open_tracer
+from idc.transport.address import open_port
+
+VARIANTS: Final = ("without", "off", "on")
+#: Bytes of each transaction's parameters and status.
+SIZE: Final = 64
+#: Transactions of a block that warms up.
+WARM: Final = 960
+COPIED: Final = ("idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking", "idc.endpoint.engine",
+                 "idc.measure.traced_loops")
+_CORE: Final = {f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")}
+
+
+class _Strip(ast.NodeTransformer):
+    """Imports the variant's own copies; without the hook, leaves out what asks for it."""
+
+    def __init__(self, variant: str) -> None:
+        self._variant = variant
+        self.stripped = 0
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        """See there."""
+        if node.module in COPIED:
+            node.module = f"{node.module}__{self._variant}"
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        """See there."""
+        self.generic_visit(node)
+        asked = {each.attr for each in ast.walk(node.test) if isinstance(each, ast.Attribute)}
+        if self._variant == "without" and asked & {"trace", "_trace"}:
+            self.stripped += 1
+            return None
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
+        """See there."""
+        self.generic_visit(node)
+        if self._variant == "without" and node.attr in _CORE:
+            node.attr = _CORE[node.attr]
+            self.stripped += 1
+        return node
+
+
+def build(variant: str) -> types.ModuleType:
+    """The loops of a variant, on copies of all that has the hook; `STRIPPED`: how many statements were changed."""
+    module, stripped = types.ModuleType(""), 0
+    for name in COPIED:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        strip = _Strip(variant)
+        tree = ast.fix_missing_locations(strip.visit(ast.parse(Path(spec.origin).read_text())))
+        stripped += strip.stripped
+        module = types.ModuleType(f"{name}__{variant}")
+        sys.modules[module.__name__] = module
+        exec(compile(tree, spec.origin, "exec"), module.__dict__)  # noqa: S102 - our own source
+    module.__dict__["STRIPPED"] = stripped
+    return module
+
+
+def main() -> None:
+    """Near writes {variant: a list of samples for each block, in ns} and {"dropped": events} as JSON."""
+    role, kind, outstanding, seed, blocks, count, cpu, trace, *services = sys.argv[1:]
+    if int(cpu) >= 0:
+        os.sched_setaffinity(0, {int(cpu)})
+    chance = random.Random(int(seed))
+    chance.shuffle(services)
+    ends: dict[str, Any] = {}
+    # Lossless: nothing is dropped, so all the work is done.
+    with open_tracer(trace, lossless=True, timeout=20) as tracer:
+        for variant, service in zip(VARIANTS, services, strict=True):
+            loops = build(variant)
+            assert (loops.STRIPPED > 0) == (variant == "without")
+            made, port = getattr(loops, f"{kind.title()}{role.title()}"), open_port(service)
+            logs = tracer if variant == "on" else None
+            ends[variant] = made(port, logs, int(outstanding)) if role == "near" else made(port, logs)
+        found: dict[str, list[list[int]]] = {variant: [] for variant in VARIANTS}
+        order = list(VARIANTS)
+        for number in range(int(blocks) + 1):
+            chance.shuffle(order)
+            for variant in order:
+                transactions = int(count) if number else WARM
+                if role == "far":
+                    ends[variant].block(transactions)
+                    continue
+                samples = ends[variant].block(transactions, bytes(SIZE))
+                if number:  # the first turn warms up
+                    found[variant].append(samples)
+    if role == "near":
+        sys.stdout.write(json.dumps({**found, "dropped": tracer.dropped}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

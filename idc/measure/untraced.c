@@ -1,0 +1,12 @@
+/* The transactions of idc/endpoint/transact.c once more, from the same source, less the statements that note moments for
+ * a trace: what tracing costs while it is off is measured against these. */
+#define IDC_TRACED 0
+#define idc_trips_observe idc_untraced_trips_observe
+#define idc_trip idc_untraced_trip
+#define idc_dropped idc_untraced_dropped
+#define idc_engine_start idc_untraced_start
+#define idc_engine_submit idc_untraced_submit
+#define idc_engine_answered idc_untraced_answered
+#define idc_engine_take idc_untraced_take
+#define idc_engine_run idc_untraced_run
+#include "../endpoint/transact.c"
