@@ -74,6 +74,7 @@ class Engine:
     Attributes:
         resources: of the endpoint.
         completed: what the next `poll` returns.
+        wanted_trace: where moments go from the next call into the core on: the endpoint's `trace`.
     """
 
     def __init__(self, requests: int = 64, accepts: Quotas | None = None, *, handler: Pointer = ffi.NULL,
@@ -98,12 +99,13 @@ class Engine:
         self._carrier: _EngineCarrier | None = None
         self._endpoint: Endpoint | None = None
         self._trace: EndpointTrace | None = None
+        self.wanted_trace: EndpointTrace | None = None
         self._moments = ffi.NULL
         self.completed: Completed = []
 
     def endpoint(self, port: SharedPort, client: Client | None = None) -> Endpoint:
         """An endpoint whose transactions this engine moves. Raises MisuseError while it serves another."""
-        made = Endpoint(_EnginePort(self, port), client or Client(), self.resources)
+        made = _Endpoint(self, port, client or Client())
         self._make_room(port.frame_bytes)  # nobody uses the old room now
         self._endpoint = made
         return made
@@ -186,15 +188,14 @@ class Engine:
         if lib.idc_engine_start(core) != lib.IDC_OK:
             raise MisuseError("these rings carry no messages")
         self._carrier = carrier
-        if self._endpoint is not None:
-            self._turn(self._endpoint.trace)
+        self._turn()
 
     def run(self, spin_ns: int, timeout_ns: int) -> tuple[int, list[bytes]]:
         """One call into the core: its result, and the frames that it left to Python."""
         core, inbox, left = self._core, self._inbox, []
         core.budget = BUDGET
-        if self._endpoint is not None and self._endpoint.trace is not self._trace:
-            self._turn(self._endpoint.trace)
+        if self.wanted_trace is not self._trace:
+            self._turn()
         count = self._run(self._runner, inbox, BATCH * self._inbox_bytes, self._events, BATCH, spin_ns, timeout_ns)
         if self._trace is not None and (core.moments_count >= SOME or (count <= 0 and timeout_ns != 0)):
             self._take_moments(self._trace)
@@ -207,11 +208,12 @@ class Engine:
                 left.append(body)
         return count, left
 
-    def _turn(self, trace: EndpointTrace | None) -> None:
+    def _turn(self) -> None:
         """Tracing is turned on, or off."""
         if self._trace is not None:
             self._take_moments(self._trace)
-        self._trace, core = trace, self._core
+        trace, core = self.wanted_trace, self._core
+        self._trace = trace
         if trace is not None and self._moments == ffi.NULL:
             core.moments_room = SOME + MOMENTS + core.count
             self._moments = ffi.new("uint64_t[]", 3 * core.moments_room)
@@ -262,6 +264,25 @@ class _Resources(Resources):
     def frames(self) -> int:
         """See there."""
         return super().frames + self._engine_requests
+
+
+class _Endpoint(Endpoint):
+    """Tells the engine what it is traced by: to ask at each call into the core would cost 3 % of a transaction."""
+
+    def __init__(self, engine: Engine, port: SharedPort, client: Client) -> None:
+        super().__init__(_EnginePort(engine, port), client, engine.resources)
+        self._engine = engine
+        engine.wanted_trace = None
+
+    @property
+    def trace(self) -> EndpointTrace | None:
+        """See there."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, trace: EndpointTrace | None) -> None:
+        Endpoint.trace.fset(self, trace)  # type: ignore[attr-defined]
+        self._engine.wanted_trace = trace
 
 
 class _EnginePort:
