@@ -165,12 +165,6 @@ class Ring:
         self._check_open()
         return bool(self._ring.mask_state.period_ns)
 
-    @property
-    def doorbells(self) -> int:
-        """How often this end has rung the other: one of `counters`, for who looks often."""
-        self._check_open()
-        return int(self._ring.count.doorbells)
-
     def close(self) -> None:
         """Let go of the memory; every later call raises ClosedError. Tells the peer nothing. Idempotent."""
         if not self._closed:

@@ -297,14 +297,6 @@ class Endpoint:
         return Status(self.state, self.reason, self.connections, self.outstanding,
                       0 if self._session is None else self._session.held, masking.times, masking.now)
 
-    def dropped(self, count: int = 1) -> None:
-        """Tell observers (`testbed top`) that something had to be dropped here: what a client found no room for.
-
-        Nobody is told where the peer is not met in shared memory, or is not connected.
-        """
-        if self._carrier is not None and self._carrier.trips is not None:
-            self._carrier.trips.dropped(count)
-
     def disconnect(self, reason: str = "closed by the other side") -> None:
         """End this connection; what is outstanding completes with *outcome unknown*. A new one follows `done`."""
         if self.state is State.CONNECTED:

@@ -20,6 +20,13 @@ static uint8_t *buffer(const struct idc_tap *tap, uint32_t index)
     return tap->region + tap->mine + (uint64_t)index * tap->stride;
 }
 
+/* For observers, beside the counters that the driver shows. */
+static void drop(const struct idc_pump *pump)
+{
+    if (pump->engine->trips != NULL)
+        idc_dropped(pump->engine->trips, 1);
+}
+
 /* --- from the interface to the peer --- */
 
 static ssize_t read_packet(const struct idc_tap *tap, uint32_t index, struct idc_vnet *vnet)
@@ -174,6 +181,7 @@ int64_t idc_tap_handle(void *context, const void *parameters, uint64_t len, void
     if (n < 0) {
         count->refused++;
         tap->refused_with = errno;
+        drop(pump);
     } else {
         count->received++;
         count->received_bytes += packet.len;
@@ -221,6 +229,7 @@ int idc_tap_begin(struct idc_tap *tap, struct idc_pump *pump)
         if (n < 0)
             return n == -EAGAIN ? IDC_OK : (int)n;
         tap->count_of.stale++;
+        drop(pump);
     }
     return IDC_OK;
 }

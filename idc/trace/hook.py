@@ -10,6 +10,7 @@ Depends on idc.trace.events.
 from __future__ import annotations
 
 import struct
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from idc.trace.events import FLOWS, NAME_BYTES, Kind, Type
@@ -29,6 +30,8 @@ ASK: Final = 13
 _MESSAGE, _DONE, _REQUEST, _REPLY, _FIRST_ASK = 2, 3, 4, 5, 7
 #: Added to the kind of a frame that was received; one about to be posted has the kind alone.
 POSTED, RECEIVED = 0, 64
+#: Instead of a kind: the peer was rung, in the place of the tag how many times.
+RUNG: Final = 128
 #: One in the payload: time, ns; kind of the frame and the above; tag.
 MOMENT: Final = struct.Struct("<QQQ")
 #: Moments of one event, of which the payload has room for 170, and for how long they may come together, ns.
@@ -56,6 +59,9 @@ def expand(event: TraceEvent, flows: tuple[int, int]) -> Iterator[TraceEvent]:
             type_, kind, frame, whose = means
             flow = (flows[whose] + (frame << 32 | tag) * _STEP) & _MASK or 1
             yield event._replace(time=time, flow=flow, type=type_, kind=kind, name=b"", data=b"", detail=frame,
+                                 value=tag & 0xFFFFFFFF)
+        elif noted == RUNG:
+            yield event._replace(time=time, flow=0, type=int(Type.INSTANT), kind=int(Kind.DOORBELL), name=b"", data=b"",
                                  value=tag & 0xFFFFFFFF)
 
 
@@ -101,8 +107,8 @@ class EndpointTrace:
             self.drain()
         rung = carrier.doorbells
         if rung != self._rung:
-            count, self._rung = rung - self._rung, rung
-            self._tracer.log(Type.INSTANT, Kind.DOORBELL, self._lane, value=count & 0xFFFFFFFF)
+            self.note((monotonic_ns(), RUNG, rung - self._rung))
+            self._rung = rung
 
     def add(self, moments: memoryview) -> None:
         """Log moments that the core has noted, which are as in the payload."""

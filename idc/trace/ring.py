@@ -105,6 +105,9 @@ class SenderSink:
     def _look(self) -> None:
         """Waiting for room, from time to time: raise DisconnectedError if there is a sign that none will come."""
 
+    def dropped(self) -> None:
+        """See `Sink`."""
+
     def _over(self, reason: str) -> None:
         self.reason = self.reason or reason
         self._room = 0
@@ -141,6 +144,10 @@ class RingSink(SenderSink):
         self._pings = 0
         self._missed = 0
         self._synced = False
+
+    def dropped(self) -> None:
+        """See `Sink`: `testbed top` shows it beside the channel."""
+        self._channel.trips.dropped(1)
 
     def due(self, tracer: Tracer, now: int) -> None:
         """See there: compares the clocks."""

@@ -244,6 +244,9 @@ class FileSink:
         del length
         return not self.reason
 
+    def dropped(self) -> None:
+        """See there. Nobody looks on."""
+
     def close(self, tracer: Tracer) -> None:
         """See there."""
         del tracer

@@ -50,6 +50,9 @@ class Sink(Protocol):
     def await_room(self, length: int) -> bool:
         """Wait a little for room, whatever the mode; whether there is."""
 
+    def dropped(self) -> None:
+        """One event was dropped: for who looks on meanwhile. The reader is told among the events."""
+
     def close(self, tracer: Tracer) -> None:
         """Give everything away. Idempotent."""
 
@@ -197,6 +200,7 @@ class Tracer:
         self.dropped += 1
         self._unreported += 1
         self.sequence += 1
+        self._sink.dropped()
         return False
 
     def _settle(self, then: int) -> bool:

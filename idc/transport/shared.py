@@ -48,6 +48,9 @@ class SharedCarrier:
         self._post = channel.sender.post
         self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
+        # Whoever traces looks often. The ring's own memory outlives it as long as it is held.
+        self._ring = channel.sender._ring
+        self._count = self._ring.count
         self.closed = False
         self.closed_at = 0.0
         self._masked = 0
@@ -92,7 +95,7 @@ class SharedCarrier:
     @property
     def doorbells(self) -> int:
         """See there."""
-        return 0 if self.closed else self.channel.sender.doorbells
+        return int(self._count.doorbells)
 
     @property
     def unread(self) -> bool:

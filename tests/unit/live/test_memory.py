@@ -41,7 +41,9 @@ def test_an_endpoint_shows_what_it_does() -> None:
         front, back = endpoints(*(SharedPort(one, "calls", release=lambda: None) for one in (a, b)))
         try:
             transact(front, back, 64)
-            front.dropped(3)
+            assert front._carrier is not None
+            assert front._carrier.trips is not None
+            front._carrier.trips.dropped(3)
             for end in (front, back):
                 assert end.arm()
             now = look(region)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import mmap
 import os
 import random
 import select
@@ -21,6 +22,7 @@ from idc.device.classes import DeviceClass, Queues, queue_channel
 from idc.device.driver import BackDriver
 from idc.endpoint import Client, Endpoint, Resources, State
 from idc.errors import MisuseError, NotConnectedError
+from idc.layout import RECORD_A, RECORD_B
 from idc.pump import Queue, places
 from idc.pump.tap import BUFFER_BYTES, DEPTH, INLINE_BYTES, QUOTAS, VNET_BYTES, Tap
 from idc.transport.shared import SharedPort
@@ -86,6 +88,14 @@ def _wait(end: socket.socket, what: int) -> None:
     poller = select.poll()
     poller.register(end, what)
     assert poller.poll(LIMIT * 1000), "not in time"
+
+
+def noted_drops(region: LocalRegion) -> tuple[int, int]:
+    """What observers are shown, of both sides."""
+    entry = next(each for each in region.header.channels if each.name == queue_channel(0))
+    with mmap.mmap(region.memfd, region.header.size, prot=mmap.PROT_READ) as memory:
+        front, back = (struct.unpack_from("<3Q", memory, entry.offset + at)[2] for at in (RECORD_A, RECORD_B))
+    return front, back
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -192,6 +202,7 @@ def test_what_was_queued_before_the_connection_is_dropped_and_counted() -> None:
             front.give(packet(9, 100))
             assert back.take() == packet(9, 100)
             assert front.tap.packets.stale == 5
+            assert noted_drops(region) == (5, 0)
         finally:
             front.close()
             back.close()

@@ -83,6 +83,7 @@ def test_lossy_never_waits_and_says_exactly_what_it_dropped(tmp_path: Path) -> N
         tracer = Tracer(RingSink(channel, lossless=False))
         went = [tracer.instant("n", b"%d" % n + bytes(100)) for n in range(2000)]  # nobody reads meanwhile
         assert not all(went)
+        assert channel.trips.struct.dropped == tracer.dropped == went.count(False), "observers are shown it meanwhile"
         recorder = Recorder(region, other, StoreWriter(tmp_path, "front", "back"))
         while recorder.pump(0.0):
             pass
