@@ -20,8 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Pages of the reference: the packages, and which of their modules those who use them need. What is below is ours.
 REFERENCE = {
     "idc": ("domain", "endpoint", "endpoint.blocking", "endpoint.aio", "endpoint.stream", "endpoint.engine", "buffers",
-            "buffers.pool", "remote", "registry", "device", "trace", "transport.base", "transport.address", "region",
-            "channel", "ring", "layout", "dump", "errors"),
+            "buffers.pool", "remote", "registry", "device", "block", "block.device", "block.front", "block.back",
+            "block.image", "block.overlay", "block.queues", "block.connection", "block.lease", "block.protocol",
+            "block.netlink", "net", "net.device", "net.interface", "net.addresses", "console", "console.client",
+            "console.service", "console.device", "console.server", "console.terminals", "console.terminal",
+            "console.output", "console.screen", "console.tty", "console.protocol", "pump", "pump.queue", "pump.place",
+            "pump.tap", "trace", "transport.base", "transport.address", "region", "channel", "ring", "layout", "blocks",
+            "dump", "errors"),
     "testbed": ("bed", "vm", "calls", "topology", "build", "transfer", "network", "faults", "devices", "plugin", "run",
                 "registry", "errors"),
     "host": ("region", "broker.service", "devices.controller", "ivshmem.client", "errors"),

@@ -1,10 +1,9 @@
 """What a region holds, in words: header page, members, channels, rings, what comes next in them. For people and bug
 reports.
 
-Pure: bytes in, dataclasses out. May depend on the standard library and `idc.layout`. Whatever the bytes are, it
-does not fail: what is inconsistent is listed under `problems`. A live region changes while it is read, so one look
-may show a ring between two words of the same step; look twice before believing a problem of a ring whose sides are
-both open.
+Pure: bytes in, dataclasses out. May depend on `idc.layout` and `idc.blocks`. Whatever the bytes are, it does not fail:
+what is inconsistent is listed under `problems`. A live region changes while it is read, so one look may show a ring
+between two words of the same step; look twice before believing a problem of a ring whose sides are both open.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from idc import layout
+from idc import blocks, layout
+from idc.blocks import MASK, STATES, SideWords
 from idc.layout import ChannelEntry, Kind, LayoutError, RegionHeader, Rights
 
 if TYPE_CHECKING:
@@ -26,20 +26,13 @@ if TYPE_CHECKING:
 #: How many of the next messages of a ring are shown, and how many bytes of each, or of a byte ring.
 NEXT_MESSAGES = 4
 NEXT_BYTES = 32
-_MASK = (1 << 64) - 1
-_STATES = {0: "absent", 1: "open", 2: "closed"}
 _KINDS = {Kind.MESSAGE: "message", Kind.BYTE: "byte"}
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a channel: the words that it alone writes. `state` is a word's name, or its number if it has none."""
+class Side(SideWords):
+    """One side of a channel, with its heartbeat."""
 
-    member: str
-    epoch: int
-    ack: int
-    state: str
-    reason: int
     heartbeat: int
 
 
@@ -125,10 +118,6 @@ def _u64(memory: Memory, offset: int) -> int:
     return int.from_bytes(memory[offset : offset + 8], "little")
 
 
-def _u32(memory: Memory, offset: int) -> int:
-    return int.from_bytes(memory[offset : offset + 4], "little")
-
-
 def _member(header: RegionHeader, number: int) -> str:
     return header.members[number].name if number < len(header.members) else f"member {number}, which there is not"
 
@@ -147,8 +136,7 @@ def _channel(memory: Memory, header: RegionHeader, entry: ChannelEntry, problems
                          f"{theirs.epoch:#x}: it has not noticed the restart")
         if mine.state == "open" and not present:
             found.append(f"{mine.member} is open, but the host says that it is gone")
-    connected = all(mine.state == "open" and mine.epoch != 0 and mine.ack == theirs.epoch
-                    for mine, theirs, _ in both_ways)
+    connected = blocks.connected(sides)
     rings = tuple(
         _ring(memory, entry, f"{first.member} -> {second.member}", entry.offset + control, data, connected, found)
         for first, second, control, data in (
@@ -158,12 +146,11 @@ def _channel(memory: Memory, header: RegionHeader, entry: ChannelEntry, problems
 
 
 def _side(memory: Memory, at: int, name: str, found: list[str]) -> Side:
-    state = _u32(memory, at + layout.SIDE_STATE)
-    if state not in _STATES:
-        found.append(f"{name} has the unknown state {state}")
-    return Side(name, _u64(memory, at + layout.SIDE_EPOCH), _u64(memory, at + layout.SIDE_ACK),
-                _STATES.get(state, str(state)), _u32(memory, at + layout.SIDE_REASON),
+    side = Side(*blocks.side_words(lambda offset: _u64(memory, offset), at, name),
                 _u64(memory, at + layout.SIDE_HEARTBEAT))
+    if side.state not in STATES.values():
+        found.append(f"{name} has the unknown state {side.state}")
+    return side
 
 
 def _ring(memory: Memory, entry: ChannelEntry, direction: str, control: int, data: int, connected: bool,
@@ -173,7 +160,7 @@ def _ring(memory: Memory, entry: ChannelEntry, direction: str, control: int, dat
     upcoming: tuple[Descriptor, ...]
     if entry.kind is Kind.BYTE:
         capacity = entry.ring_bytes
-        filled = tail - head & _MASK
+        filled = tail - head & MASK
         if filled > capacity:
             if connected:
                 found.append(f"{direction}: tail {tail} and head {head} are {filled} apart, in a ring of {capacity}")
@@ -183,7 +170,7 @@ def _ring(memory: Memory, entry: ChannelEntry, direction: str, control: int, dat
     else:
         capacity = entry.slots
         filled, upcoming = _messages(memory, entry, data, head, direction, connected, found)
-        if connected and tail - head & _MASK > capacity and head - tail & _MASK > capacity:
+        if connected and blocks.filled(tail, head, capacity) is None:
             found.append(f"{direction}: tail {tail} and head {head} are more than {capacity} apart")
     return Ring(direction, tail, head, space_event, data_event, filled, capacity, upcoming)
 
@@ -202,7 +189,7 @@ def _messages(memory: Memory, entry: ChannelEntry, data: int, head: int, directi
     """Follow the slots from the consumer's position, as it will: (how many hold a message, the first of them)."""
     shown: list[Descriptor] = []
     for count in itertools.count():
-        index = head + count & _MASK
+        index = head + count & MASK
         at = data + index % entry.slots * entry.slot_size
         seq, length = struct.unpack("<II", memory[at : at + layout.SLOT_HEADER_BYTES])
         # what the lap before left there, or 0 in the first

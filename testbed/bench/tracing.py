@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from host.region import Region
     from testbed.bed import Testbed
+    from testbed.calls import Process
     from testbed.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,13 +155,13 @@ class Processes:
 class _InVm:
     """A program of a VM."""
 
-    process: Any
+    process: Process
 
     def result(self, timeout: float) -> tuple[int, str, str]:
         """See `Ended`."""
         done = self.process.wait(timeout)
         words = done.err.strip().splitlines()
-        return done.code, done.out, words[-1] if words else "without a word"
+        return done.exit_code, done.out, words[-1] if words else "without a word"
 
 
 @dataclass

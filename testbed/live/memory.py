@@ -1,7 +1,7 @@
 """What the members of a region have written into a channel block, read from outside. Pure: memory in, numbers out.
 
 Where each word is follows from the layout that the host made. What is in it any member of the region may have written,
-at any time: so these are claims, and no value makes anything here fail. Depends on idc.layout alone.
+at any time: so these are claims, and no value makes anything here fail. Depends on idc.layout and idc.blocks.
 """
 
 from __future__ import annotations
@@ -9,32 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from idc import layout
+from idc import blocks, layout
+from idc.blocks import SideWords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MASK = (1 << 64) - 1
-_STATES = {0: "absent", 1: "open", 2: "closed"}
-
 
 @dataclass(frozen=True)
-class SideNow:
-    """One side of a channel.
+class SideNow(SideWords):
+    """One side of a channel, and what it shows beside.
 
     Attributes:
-        member: whose it is.
-        epoch, ack, state, reason: see docs/protocol.md, section 3.
         samples, total_ns: transactions of this side that were timed, and the sum of their times.
         dropped: what it had to drop.
         buckets: of the times, see `idc.layout.FIRST_TRIP_BIT`.
     """
 
-    member: str
-    epoch: int
-    ack: int
-    state: str
-    reason: int
     samples: int
     total_ns: int
     dropped: int
@@ -55,19 +46,13 @@ class RingNow:
 
     @property
     def filled(self) -> int | None:
-        """Messages or bytes in it; None for indexes that cannot be: they are of different moments, or lies.
-
-        The tail of a message ring lags until its producer notifies, so its head may be a little ahead.
-        """
-        filled = self.tail - self.head & _MASK
-        if filled <= self.capacity:
-            return filled
-        return 0 if self.head - self.tail & _MASK <= self.capacity else None
+        """See `idc.blocks.filled`."""
+        return blocks.filled(self.tail, self.head, self.capacity)
 
 
 @dataclass(frozen=True)
 class ChannelNow:
-    """A channel: connected if both sides are open, and each has acknowledged the other's epoch."""
+    """A channel."""
 
     name: str
     kind: str
@@ -76,10 +61,8 @@ class ChannelNow:
 
     @property
     def connected(self) -> bool:
-        """See above."""
-        a, b = self.sides
-        return all(mine.state == "open" and mine.epoch != 0 and mine.ack == theirs.epoch
-                   for mine, theirs in ((a, b), (b, a)))
+        """See `idc.blocks.connected`."""
+        return blocks.connected(self.sides)
 
 
 def read_channel(words: Sequence[int], channel: dict[str, Any]) -> ChannelNow:
@@ -99,12 +82,10 @@ def read_channel(words: Sequence[int], channel: dict[str, Any]) -> ChannelNow:
 
 
 def _side(words: Sequence[int], at: int, record: int, member: str) -> SideNow:
-    state = words[(at + layout.SIDE_STATE) // 8]
     first = record // 8
     samples, total, dropped = (words[first + n] for n in range(len(layout.SIDE_RECORD)))
     start = first + len(layout.SIDE_RECORD)
-    return SideNow(member, words[(at + layout.SIDE_EPOCH) // 8], words[(at + layout.SIDE_ACK) // 8],
-                   _STATES.get(state & 0xFFFF_FFFF, "unknown"), state >> 32, samples, total, dropped,
+    return SideNow(*blocks.side_words(lambda offset: words[offset // 8], at, member), samples, total, dropped,
                    tuple(words[start + n] for n in range(layout.TRIP_BUCKETS)))
 
 
