@@ -9,7 +9,7 @@ import typer
 
 from testbed.bench.store import Store
 from testbed.cli_common import check_writable, complete_run, out, write_whole
-from testbed.report.sections import Run
+from testbed.report.parts import Run
 from testbed.results import runs
 
 

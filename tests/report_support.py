@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from testbed.bench.histogram import Histogram
 from testbed.bench.rows import Result, Row
-from testbed.report.sections import Run
+from testbed.report.parts import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from testbed.bench import words
 from testbed.bench.bars import judge
 from testbed.report.figures import Axis, Cell, Figure, Item, Table, number
-from testbed.report.sections import ORDER, Place, Run, Section, Tile, places
+from testbed.report.parts import Place, Run, Section, Tile
+from testbed.report.sections import ORDER, places
 from testbed.results import runs
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ from report_support import made_up, rates
 from testbed.bench import words
 from testbed.bench.rows import Result, Row
 from testbed.report.page import render
-from testbed.report.sections import Run, crossings, faster, places
+from testbed.report.parts import Run, faster
+from testbed.report.sections import places
+from testbed.report.sizes import crossings
 
 
 @pytest.fixture(scope="module")
