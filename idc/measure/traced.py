@@ -1,6 +1,8 @@
 """One end of the measurement of what tracing costs: see testbed.bench.tracing.
 
-    python3 -m idc.measure.traced near|far python|core OUTSTANDING SEED BLOCKS COUNT CPU TRACE SERVICE...
+    python3 -m idc.measure.traced near|far python|core OUTSTANDING SEED BLOCKS COUNT CPU TRACE LINK
+
+TRACE is a trace's address, LINK that of a region (scheme and what it stands for) with the channels CHANNELS.
 
 The build without the hook is made from the same sources, less the statements that ask whether there is a trace; of
 the core it takes the functions of untraced.c, which are made so. Each variant runs a copy of its own of those modules
@@ -21,9 +23,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from idc.trace import open_tracer
-from idc.transport.address import open_port
+from idc.trace.place import open_place
+from idc.transport.shared import SharedPort
 
 VARIANTS: Final = ("without", "off", "on")
+CHANNELS: Final = tuple(f"c{number}" for number in range(len(VARIANTS)))
 #: Bytes of each transaction's parameters and status.
 SIZE: Final = 64
 #: Transactions of a block that warms up.
@@ -81,20 +85,26 @@ def build(variant: str) -> types.ModuleType:
     return module
 
 
+def _nothing() -> None:
+    """The region stays open: all channels are of it."""
+
+
 def main() -> None:
     """Near writes {variant: a list of samples for each block, in ns} and {"dropped": events} as JSON."""
-    role, kind, outstanding, seed, blocks, count, cpu, trace, *services = sys.argv[1:]
+    role, kind, outstanding, seed, blocks, count, cpu, trace, link = sys.argv[1:]
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
     chance = random.Random(int(seed))
-    chance.shuffle(services)
+    channels = list(CHANNELS)
+    chance.shuffle(channels)
     ends: dict[str, Any] = {}
+    region, _ = open_place(f"{link}/{channels[0]}")  # once: a device has one user
     # Lossless: nothing is dropped, so all the work is done.
-    with open_tracer(trace, lossless=True, timeout=20) as tracer:
-        for variant, service in zip(VARIANTS, services, strict=True):
+    with region, open_tracer(trace, lossless=True, timeout=20) as tracer:
+        for variant, channel in zip(VARIANTS, channels, strict=True):
             loops = build(variant)
             assert (loops.STRIPPED > 0) == (variant == "without")
-            made, port = getattr(loops, f"{kind.title()}{role.title()}"), open_port(service)
+            made, port = getattr(loops, f"{kind.title()}{role.title()}"), SharedPort(region, channel, release=_nothing)
             logs = tracer if variant == "on" else None
             ends[variant] = made(port, logs, int(outstanding)) if role == "near" else made(port, logs)
         found: dict[str, list[list[int]]] = {variant: [] for variant in VARIANTS}
@@ -109,6 +119,8 @@ def main() -> None:
                 samples = ends[variant].block(transactions, bytes(SIZE))
                 if number:  # the first turn warms up
                     found[variant].append(samples)
+        for end in ends.values():
+            end.close()
     if role == "near":
         sys.stdout.write(json.dumps({**found, "dropped": tracer.dropped}) + "\n")
         sys.stdout.flush()

@@ -27,12 +27,18 @@ class Near(Protocol):
     def block(self, count: int, body: bytes) -> list[int]:
         """So many transactions; ns of each, or of several together the mean."""
 
+    def close(self) -> None:
+        """End the connection, and let go of the region."""
+
 
 class Far(Protocol):
     """The end that answers."""
 
     def block(self, count: int) -> None:
         """Answer so many, and send the last answer."""
+
+    def close(self) -> None:
+        """See `Near`."""
 
 
 class _Echo(Client):
@@ -76,6 +82,10 @@ class PythonNear:
             before = after
         return samples
 
+    def close(self) -> None:
+        """See `Near`."""
+        self._caller.endpoint.abandon()
+
 
 class PythonFar:
     """A handler in Python."""
@@ -94,6 +104,10 @@ class PythonFar:
         while client.count < until:
             pump(1.0)
         self._endpoint.notify()
+
+    def close(self) -> None:
+        """See `Near`."""
+        self._endpoint.abandon()
 
 
 class CoreNear:
@@ -124,6 +138,10 @@ class CoreNear:
             poll(1.0)
         return samples
 
+    def close(self) -> None:
+        """See `Near`."""
+        self._endpoint.abandon()
+
 
 class CoreFar:
     """A handler in C."""
@@ -140,6 +158,10 @@ class CoreFar:
         while client.count < until:
             poll(1.0)
         self._endpoint.notify()
+
+    def close(self) -> None:
+        """See `Near`."""
+        self._endpoint.abandon()
 
 
 def _engine(port: Port, client: Client, tracer: Tracer | None) -> tuple[Engine, Endpoint]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from host.region import RegionService, RegionSpec
 from idc.layout import ChannelSpec, Kind, Rights
-from idc.measure.traced import SIZE, VARIANTS
+from idc.measure.traced import CHANNELS, SIZE, VARIANTS
 from testbed.bench.errors import BenchFailed
 from testbed.bench.places import places_for_each
 from testbed.bench.subjects import Key, Taken
@@ -60,7 +60,7 @@ class Scene:
     """Two domains, a link with a channel for each variant, and a trace of each that is recorded here.
 
     Attributes:
-        addresses: of the ends, by role: the trace, then the channels of the link.
+        addresses: of the ends, by role: the trace, and the link.
         cpus: that the ends are to run on, by role; -1 leaves it to them.
         start: begins `python3` with such arguments at a role.
     """
@@ -116,17 +116,13 @@ def _record(run: Run, stack: contextlib.ExitStack, trace: Region, role: str, dir
 
 
 def _link(name: str, near: str, far: str) -> RegionSpec:
-    channels = [ChannelSpec(f"c{n}", Kind.MESSAGE, near, far, 256 * 512, 512) for n in range(len(VARIANTS))]
+    channels = [ChannelSpec(channel, Kind.MESSAGE, near, far, 256 * 512, 512) for channel in CHANNELS]
     return RegionSpec(name, 1 << 20, {near: Rights.RW, far: Rights.RW}, channels)
 
 
 def _trace(name: str, member: str) -> RegionSpec:
     return RegionSpec(name, 4 << 20, {member: Rights.RW, "sink": Rights.RW},
                       [ChannelSpec("trace", Kind.BYTE, member, "sink", TRACE_RING)])
-
-
-def _places(trace: str, link: str) -> list[str]:
-    return [f"{trace}/trace", *(f"{link}/c{n}" for n in range(len(VARIANTS)))]
 
 
 @dataclass
@@ -146,7 +142,7 @@ class Processes:
             for role in ("far", "near"):
                 trace = service.create(_trace(f"t{role}", role))
                 _record(self.run, stack, trace, role, directory / "traces")
-                addresses[role] = _places(f"member:{trace.socket(role)}", f"member:{link.socket(role)}")
+                addresses[role] = [f"member:{trace.socket(role)}/trace", f"member:{link.socket(role)}"]
             cpus = dict(zip(("near", "far"), (-1 if cpu is None else cpu for cpu in places_for_each()), strict=True))
             yield Scene(addresses, cpus, lambda role, argv: _spawn(self.run, stack, role, argv))
 
@@ -190,7 +186,7 @@ class Machines:
                 stack.callback(process.kill)
                 return _InVm(process)
 
-            addresses = {role: _places(f"ivshmem:{self._traces[vm].name}", "ivshmem:traced")
+            addresses = {role: [f"ivshmem:{self._traces[vm].name}/trace", "ivshmem:traced"]
                          for role, vm in roles.items()}
             yield Scene(addresses, {"near": -1, "far": -1}, start)
 
@@ -263,13 +259,22 @@ class Measurement:
                 if code == 0:
                     code, _, words = far.result(LIMIT_SECONDS)
             except TimeoutError:
-                raise BenchFailed(f"traced transactions did not finish in {LIMIT_SECONDS:g} s") from None
+                raise BenchFailed(f"traced transactions did not finish in {LIMIT_SECONDS:g} s{_said(far)}") from None
         if code != 0:
             raise BenchFailed(f"a traced end ended with {code}: {words}")
         found: dict[str, Any] = json.loads(output)
         if found.pop("dropped"):
             raise BenchFailed("the tracer dropped events: it did not do all the work that is measured")
         return found
+
+
+def _said(end: Ended) -> str:
+    """What the other end may have died of."""
+    try:
+        code, _, words = end.result(1.0)
+    except TimeoutError:
+        return ""
+    return f": the other end ended with {code}: {words}"
 
 
 def interval(changes: list[float]) -> tuple[float, float, float]:
