@@ -1,8 +1,9 @@
 """One end of the measurement of what tracing costs: see testbed.bench.tracing.
 
-    python3 -m idc.measure.traced near|far python|core OUTSTANDING SEED BLOCKS COUNT CPU TRACE LINK
+    python3 -m idc.measure.traced near|far python|core OUTSTANDING SEED BLOCKS COUNT CPU CACHE TRACE LINK
 
-TRACE is a trace's address, LINK that of a region (scheme and what it stands for) with the channels CHANNELS.
+CACHE is a directory for what was compiled, of this user alone, or "-": in an emulated guest that takes a minute. TRACE
+is a trace's address, LINK that of a region (scheme and what it stands for) with the channels CHANNELS.
 
 The build without the hook is made from the same sources, less the statements that ask whether there is a trace; of
 the core it takes the functions of untraced.c, which are made so. Each variant runs a copy of its own of those modules
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import marshal
 import os
 import random
 import sys
@@ -68,21 +70,40 @@ class _Strip(ast.NodeTransformer):
         return node
 
 
-def build(variant: str) -> types.ModuleType:
-    """The loops of a variant, on copies of all that has the hook; `STRIPPED`: how many statements were changed."""
+def build(variant: str, cache: Path | None = None) -> types.ModuleType:
+    """The loops of a variant, on copies of all that has the hook; `STRIPPED`: how many statements were changed.
+
+    Args:
+        variant: one of VARIANTS.
+        cache: a directory of this user's alone, for what was compiled.
+    """
     module, stripped = types.ModuleType(""), 0
     for name in COPIED:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        strip = _Strip(variant)
-        tree = ast.fix_missing_locations(strip.visit(ast.parse(Path(spec.origin).read_text())))
-        stripped += strip.stripped
+        changed, code = _compiled(name, variant, cache)
+        stripped += changed
         module = types.ModuleType(f"{name}__{variant}")
         sys.modules[module.__name__] = module
-        exec(compile(tree, spec.origin, "exec"), module.__dict__)  # noqa: S102 - our own source
+        exec(code, module.__dict__)  # noqa: S102 - our own source
     module.__dict__["STRIPPED"] = stripped
     return module
+
+
+def _compiled(name: str, variant: str, cache: Path | None) -> tuple[int, types.CodeType]:
+    """How many statements were changed, and the code."""
+    kept = None if cache is None else cache / f"{name}-{variant}"
+    if kept is not None and kept.exists():
+        found: tuple[int, types.CodeType] = marshal.loads(kept.read_bytes())
+        return found
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    strip = _Strip(variant)
+    tree = ast.fix_missing_locations(strip.visit(ast.parse(Path(spec.origin).read_text())))
+    made = strip.stripped, compile(tree, spec.origin, "exec")
+    if kept is not None:
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        kept.write_bytes(marshal.dumps(made))
+    return made
 
 
 def _nothing() -> None:
@@ -91,7 +112,7 @@ def _nothing() -> None:
 
 def main() -> None:
     """Near writes {variant: a list of samples for each block, in ns} and {"dropped": events} as JSON."""
-    role, kind, outstanding, seed, blocks, count, cpu, trace, link = sys.argv[1:]
+    role, kind, outstanding, seed, blocks, count, cpu, cache, trace, link = sys.argv[1:]
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
     chance = random.Random(int(seed))
@@ -102,7 +123,7 @@ def main() -> None:
     # Lossless: nothing is dropped, so all the work is done.
     with region, open_tracer(trace, lossless=True, timeout=20) as tracer:
         for variant, channel in zip(VARIANTS, channels, strict=True):
-            loops = build(variant)
+            loops = build(variant, None if cache == "-" else Path(cache))
             assert (loops.STRIPPED > 0) == (variant == "without")
             made, port = getattr(loops, f"{kind.title()}{role.title()}"), SharedPort(region, channel, release=_nothing)
             logs = tracer if variant == "on" else None

@@ -187,6 +187,24 @@ def _disk(op: str, depth: int, need: float) -> Bar:
     return Bar(f"vm-vm: block {op}, depth {depth}, by NBD over TCP", need, ">=", ratio)
 
 
+def _traced(api: str, outstanding: int | None, words: str) -> tuple[Bar, Bar]:
+    """What tracing costs transactions, %: nothing that can be told while it is off; little while it is on."""
+
+    def found(name: str, mode: str) -> Callable[[Result], float | None]:
+        def figure(result: Result) -> float | None:
+            for row in result.results:
+                if ((row.name, row.mode, row.api, row.outstanding, row.domains)
+                        == (name, mode, api, outstanding, "process")):
+                    return abs(row.figure)
+            return None
+
+        return figure
+
+    return (Bar(f"process: {words}, tracing off: %, the farther end of the 95 % interval", 2.0, "<=",
+                found("trace-bound", "off")),
+            Bar(f"process: {words}, tracing on: %", 15.0, "<=", found("trace-cost", "on")))
+
+
 BARS = (
     Bar("vm-vm: core polled 64 B by the bare cache line", 3.0, "<=",
         _ratio(_rtt("poll"), _rtt("poll", path="limit"), domains="vm-vm")),
@@ -211,6 +229,8 @@ BARS = (
     _connect("shared", "its link plugged before", 50.0),
     _connect("hotplug", "its link hot-plugged", 1500.0),
     *NET_BARS,
+    *_traced("python", None, "Python round trip"), *_traced("core", None, "core round trip"),
+    *_traced("core", 16, "core transactions, 16 under way"),
     _disk("randread", 1, 2.0), _disk("randread", 32, 2.0), _disk("seqread", 1, 5.0), _disk("seqwrite", 1, 5.0),
 )
 

@@ -28,7 +28,7 @@ class Row:
             shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
             transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
             "clone-idle"; "block" (fio on a disk); "net" (iperf3 over a network device), "ping"; "trace" (round trips of
-            endpoints), "trace-cost" (what tracing adds).
+            endpoints), "trace-cost" (what tracing adds), "trace-bound" (the farther end of its 95 % interval).
         path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2", "virtio-net"; "boot" of boots. Of
             "transact" and "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP
             transport).

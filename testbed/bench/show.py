@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
            "rtt-busy": "round trips, each VM's CPU shared with a burner",
-           "trace": "round trips of endpoints, by what is traced"}
+           "trace": "transactions of endpoints, by what is traced"}
 
 
 def show(result: Result, console: Console) -> None:
@@ -146,9 +146,10 @@ def _values(rows: list[Row]) -> Table:
 
 
 def _costs(rows: list[Row]) -> Table:
-    table = Table("tracing", "%", "over all turns", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("transactions", "tracing", "%", "over all turns", box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(row.mode or "", f"{row.figure:+.2f}", row.note)
+        which = f"{'Python' if row.api == 'python' else row.api}, {row.outstanding or 1} under way"
+        table.add_row(which, row.mode or "", f"{row.figure:+.2f}", row.note)
     return table
 
 

@@ -41,7 +41,8 @@ COUNT: Final = 192
 #: Turns that show how many fit, and the fewest of a take.
 FIRST_TURNS: Final = 8
 LEAST_TURNS: Final = 10
-LIMIT_SECONDS: Final = 120.0
+#: Of one take; the first in a VM compiles for a minute.
+LIMIT_SECONDS: Final = 240.0
 TRACE_RING: Final = 1 << 20
 #: Student's t for 95 % of both sides, where there are many turns.
 _T: Final = 1.97
@@ -61,12 +62,14 @@ class Scene:
 
     Attributes:
         addresses: of the ends, by role: the trace, and the link.
+        cache: a directory at the ends for what they compile, or "-".
         cpus: that the ends are to run on, by role; -1 leaves it to them.
         start: begins `python3` with such arguments at a role.
     """
 
     addresses: dict[str, list[str]]
     cpus: dict[str, int]
+    cache: str
     start: Callable[[str, list[str]], Ended]
 
 
@@ -144,7 +147,7 @@ class Processes:
                 _record(self.run, stack, trace, role, directory / "traces")
                 addresses[role] = [f"member:{trace.socket(role)}/trace", f"member:{link.socket(role)}"]
             cpus = dict(zip(("near", "far"), (-1 if cpu is None else cpu for cpu in places_for_each()), strict=True))
-            yield Scene(addresses, cpus, lambda role, argv: _spawn(self.run, stack, role, argv))
+            yield Scene(addresses, cpus, "-", lambda role, argv: _spawn(self.run, stack, role, argv))
 
 
 @dataclass
@@ -188,7 +191,7 @@ class Machines:
 
             addresses = {role: [f"ivshmem:{self._traces[vm].name}/trace", "ivshmem:traced"]
                          for role, vm in roles.items()}
-            yield Scene(addresses, {"near": -1, "far": -1}, start)
+            yield Scene(addresses, {"near": -1, "far": -1}, "/run/idc-traced", start)
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ class Measurement:
         with self._stage.scene() as scene:
             far, near = (scene.start(role, ["-m", "idc.measure.traced", role, self.work.api, str(self.work.outstanding),
                                             str(seed), str(blocks), str(COUNT), str(scene.cpus[role]),
-                                            *scene.addresses[role]]) for role in ("far", "near"))
+                                            scene.cache, *scene.addresses[role]]) for role in ("far", "near"))
             try:
                 code, output, words = near.result(LIMIT_SECONDS)
                 if code == 0:

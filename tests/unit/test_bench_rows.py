@@ -77,6 +77,10 @@ def disk(path: str, op: str, depth: int, value: float) -> Row:
     return Row("block", path, "vm-vm", None, "fio", size, unit, 1, value=value, rounds=(value,), op=op, depth=depth)
 
 
+def traced(name: str, mode: str, value: float, *, api: str = "core", depth: int | None = None) -> Row:
+    return Row(name, "ivshmem", "process", mode, api, 64, "%", 3, value=value, rounds=(value,), outstanding=depth)
+
+
 def rows() -> Iterator[Row]:
     yield from idc_rows()
     yield from net_rows()
@@ -101,6 +105,11 @@ def rows() -> Iterator[Row]:
     yield stream("tcp", None, 1e9, variants={"plain socket": 1e9, "iperf3": 0.5e9, "iperf3 --zerocopy": 0.6e9})
     yield stream("ivshmem", "poll", 4e9, api="python")
     yield stream("tcp", None, 1e9, api="python")
+    yield traced("trace-bound", "off", -2.5, api="python")
+    yield traced("trace-cost", "on", 12.0, api="python")
+    yield traced("trace-bound", "off", 1.5)
+    yield traced("trace-cost", "on", 16.0)
+    yield traced("trace-cost", "on", 9.0, depth=16)
 
 
 def result(*found: Row) -> Result:
@@ -153,6 +162,12 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: 64 transactions outstanding by doorbell, core, by one by doorbell": (pytest.approx(10), True),
         "vm-vm: bulk copy of 1 MiB, handler in the core, by the core's stream": (pytest.approx(0.95), True),
         "vm-vm: bulk copy of 1 MiB, Python, by the core's stream": (pytest.approx(0.85), True),
+        "process: Python round trip, tracing off: %, the farther end of the 95 % interval": (2.5, False),
+        "process: Python round trip, tracing on: %": (12.0, True),
+        "process: core round trip, tracing off: %, the farther end of the 95 % interval": (1.5, True),
+        "process: core round trip, tracing on: %": (16.0, False),
+        "process: core transactions, 16 under way, tracing off: %, the farther end of the 95 % interval": (None, None),
+        "process: core transactions, 16 under way, tracing on: %": (9.0, True),
         "vm-vm: ms to connect a device, its link plugged before, p50": (None, None),
         "vm-vm: ms to connect a device, its link hot-plugged, p50": (None, None),
         "vm-vm: block randread, depth 1, by NBD over TCP": (pytest.approx(3), True),
