@@ -32,8 +32,8 @@ VARIANTS: Final = ("without", "off", "on")
 CHANNELS: Final = tuple(f"c{number}" for number in range(len(VARIANTS)))
 #: Bytes of each transaction's parameters and status.
 SIZE: Final = 64
-#: Transactions of a block that warms up.
-WARM: Final = 960
+#: A block that warms up is so many times as long.
+WARM: Final = 5
 COPIED: Final = ("idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking", "idc.endpoint.engine",
                  "idc.measure.traced_loops")
 _CORE: Final = {f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")}
@@ -133,7 +133,7 @@ def main() -> None:
         for number in range(int(blocks) + 1):
             chance.shuffle(order)
             for variant in order:
-                transactions = int(count) if number else WARM
+                transactions = int(count) * (1 if number else WARM)
                 if role == "far":
                     ends[variant].block(transactions)
                     continue

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from testbed.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Transactions of one block; a multiple of those outstanding.
+#: Transactions of one block, of processes and of VMs, whose time wanders more and is much longer: a turn must be short.
+#: Multiples of those outstanding.
 COUNT: Final = 192
+VM_COUNT: Final = 48
 #: Turns that show how many fit, and the fewest of a take.
 FIRST_TURNS: Final = 8
 LEAST_TURNS: Final = 10
@@ -63,6 +65,7 @@ class Scene:
     Attributes:
         addresses: of the ends, by role: the trace, and the link.
         cache: a directory at the ends for what they compile, or "-".
+        count: transactions of a block.
         cpus: that the ends are to run on, by role; -1 leaves it to them.
         start: begins `python3` with such arguments at a role.
     """
@@ -70,6 +73,7 @@ class Scene:
     addresses: dict[str, list[str]]
     cpus: dict[str, int]
     cache: str
+    count: int
     start: Callable[[str, list[str]], Ended]
 
 
@@ -147,7 +151,7 @@ class Processes:
                 _record(self.run, stack, trace, role, directory / "traces")
                 addresses[role] = [f"member:{trace.socket(role)}/trace", f"member:{link.socket(role)}"]
             cpus = dict(zip(("near", "far"), (-1 if cpu is None else cpu for cpu in places_for_each()), strict=True))
-            yield Scene(addresses, cpus, "-", lambda role, argv: _spawn(self.run, stack, role, argv))
+            yield Scene(addresses, cpus, "-", COUNT, lambda role, argv: _spawn(self.run, stack, role, argv))
 
 
 @dataclass
@@ -191,7 +195,7 @@ class Machines:
 
             addresses = {role: [f"ivshmem:{self._traces[vm].name}/trace", "ivshmem:traced"]
                          for role, vm in roles.items()}
-            yield Scene(addresses, {"near": -1, "far": -1}, "/run/idc-traced", start)
+            yield Scene(addresses, {"near": -1, "far": -1}, "/run/idc-traced", VM_COUNT, start)
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ class Measurement:
         found = self._both(self._blocks)
         turn = sum(sum(block) for blocks in found.values() for block in blocks) * self.work.outstanding / self._blocks
         warm, self._blocks = self._blocks, max(int(self._seconds * 1e9 / turn), LEAST_TURNS)
-        return warm * COUNT * len(VARIANTS)
+        return warm * len(found[VARIANTS[0]][0]) * self.work.outstanding * len(VARIANTS)
 
     def take(self) -> None:
         """Measure all variants."""
@@ -255,7 +259,7 @@ class Measurement:
         seed = random.SystemRandom().randrange(1 << 30)
         with self._stage.scene() as scene:
             far, near = (scene.start(role, ["-m", "idc.measure.traced", role, self.work.api, str(self.work.outstanding),
-                                            str(seed), str(blocks), str(COUNT), str(scene.cpus[role]),
+                                            str(seed), str(blocks), str(scene.count), str(scene.cpus[role]),
                                             scene.cache, *scene.addresses[role]]) for role in ("far", "near"))
             try:
                 code, output, words = near.result(LIMIT_SECONDS)
