@@ -84,10 +84,10 @@ class Sources:
                    initramfs_script())
 
     def core(self) -> list[archive.Entry]:
-        """What the extension is made from: the C core, and the C of endpoint, pump and measurements."""
+        """What the extension is made from: the C core, and the C of endpoint, transport, pump and measurements."""
+        beside = tuple(f"idc/{name}/" for name in ("block", "endpoint", "measure", "pump", "transport"))
         return [entry for entry in self.idc if entry.path.startswith("idc/core/") or entry.path == "idc/__init__.py"
-                or (entry.path.startswith(("idc/block/", "idc/endpoint/", "idc/measure/", "idc/pump/"))
-                    and entry.path.endswith((".c", ".h")))]
+                or (entry.path.startswith(beside) and entry.path.endswith((".c", ".h")))]
 
 
 def packages_key(spec: ImageSpec, mirrors: tuple[str, ...]) -> str:

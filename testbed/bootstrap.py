@@ -131,7 +131,8 @@ def fingerprint(dev: bool) -> str:
     digest = hashlib.sha256(f"{sys.version} {ROOT} {dev}".encode())
     for path in [ROOT / "pyproject.toml", ROOT / "setup.py", *sorted((ROOT / "idc" / "core").glob("*.[chp]*")),
                  *sorted((ROOT / "idc" / "block").glob("*.[ch]")), *sorted((ROOT / "idc" / "endpoint").glob("*.[ch]")),
-                 *sorted((ROOT / "idc" / "measure").glob("*.[ch]")), *sorted((ROOT / "idc" / "pump").glob("*.[ch]"))]:
+                 *sorted((ROOT / "idc" / "measure").glob("*.[ch]")), *sorted((ROOT / "idc" / "pump").glob("*.[ch]")),
+                 *sorted((ROOT / "idc" / "transport").glob("*.[ch]"))]:
         if path.suffix in {".c", ".h", ".py", ".toml"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -20,19 +20,21 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "idc" / "core"
 #: What knows frames, what moves data, and what measures, is no part of the core, and lies with what calls it.
 ENDPOINT = ROOT / "idc" / "endpoint"
+TRANSPORT = ROOT / "idc" / "transport"
 PUMP = ROOT / "idc" / "pump"
 BLOCK = ROOT / "idc" / "block"
 MEASURE = ROOT / "idc" / "measure"
 SOURCES = (
     *(CORE / name for name in ("ring.c", "wait.c", "copy.c", "fault.c")),
-    ENDPOINT / "transact.c",
+    *(ENDPOINT / name for name in ("transact.c", "lane.c")),
+    TRANSPORT / "wire.c",
     *(PUMP / name for name in ("pump.c", "tap.c")),
     *(BLOCK / name for name in ("image.c", "nbd.c")),
     *(MEASURE / name for name in ("loops.c", "paced.c", "sockets.c", "transact.c", "untraced.c")),
 )
 #: What is shown to cffi, in this order.
-HEADERS = (CORE / "idc_core.h", ENDPOINT / "transact.h", PUMP / "pump.h", PUMP / "tap.h", BLOCK / "image.h",
-           BLOCK / "nbd.h", MEASURE / "measure.h")
+HEADERS = (CORE / "idc_core.h", ENDPOINT / "transact.h", TRANSPORT / "wire.h", ENDPOINT / "lane.h", PUMP / "pump.h",
+           PUMP / "tap.h", BLOCK / "image.h", BLOCK / "nbd.h", MEASURE / "measure.h")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla", "-Werror")
 CFLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-pthread", *WARNINGS)
@@ -42,6 +44,7 @@ PRELUDE = """
 #include "nbd.h"
 #include "measure.h"
 #include "tap.h"
+#include "lane.h"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #pragma GCC diagnostic ignored "-Wpointer-arith"
@@ -69,7 +72,7 @@ def make_ffibuilder() -> FFI:
         "idc._core",
         PRELUDE,
         sources=[os.path.relpath(path, ROOT) for path in SOURCES],
-        include_dirs=[str(CORE), str(ENDPOINT), str(PUMP), str(BLOCK), str(MEASURE)],
+        include_dirs=[str(CORE), str(ENDPOINT), str(TRANSPORT), str(PUMP), str(BLOCK), str(MEASURE)],
         depends=[*map(str, HEADERS), str(CORE / "inner.h"), str(ENDPOINT / "transact.c")],
         extra_compile_args=list(CFLAGS),
         extra_link_args=["-pthread"],
@@ -84,7 +87,7 @@ def build_in_place() -> Path:
     """Compile in a temporary directory, then put the extension beside idc/__init__.py; returns its path."""
     with tempfile.TemporaryDirectory(prefix="idc-core-") as scratch:
         # cffi compiles inside its directory, so the relative source paths must hold there too.
-        for folder in (CORE, ENDPOINT, PUMP, BLOCK, MEASURE):
+        for folder in (CORE, ENDPOINT, TRANSPORT, PUMP, BLOCK, MEASURE):
             shutil.copytree(folder, Path(scratch) / "idc" / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         built = Path(ffibuilder.compile(tmpdir=scratch))
         # The code keeps to the limited API whatever cffi names the file; setuptools names it so too, and two

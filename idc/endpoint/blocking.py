@@ -160,6 +160,16 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
+        if timeout is None and not self._shared and threading.get_ident() == self._first:
+            call = _Call()
+            with self._lock:
+                answer = self.endpoint.call(parameters, call.done, NAP_ALONE)
+                if self._followers and not self._leader:
+                    self._followers[0].wake()
+            if type(answer) is bytes:
+                return answer
+            if answer is _OK:
+                return value_of(self._complete(lambda _: _OK, None, call))
         return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
 
     def send(self, body: bytes, *, timeout: float | None = None) -> None:
@@ -252,8 +262,9 @@ class Caller:
 
     # -- one call
 
-    def _complete(self, submit: Callable[[Done], Result], timeout: float | None) -> Completion:
-        call, deadline = _Call(), None if timeout is None else time.monotonic() + timeout
+    def _complete(self, submit: Callable[[Done], Result], timeout: float | None,
+                  call: _Call | None = None) -> Completion:
+        call, deadline = call or _Call(), None if timeout is None else time.monotonic() + timeout
         me, nested = self._enter(timeout)
         try:
             while (result := submit(call.done)) is not _OK:

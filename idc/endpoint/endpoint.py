@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from idc.remote.registration import Registration
     from idc.remote.routes import Route
     from idc.trace.hook import EndpointTrace
-    from idc.transport.base import Carrier, Port
+    from idc.transport.base import Carrier, Frame, Port
 
 #: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
@@ -156,8 +156,9 @@ class Endpoint:
             self._party = resources.remote.party(name, self.notify)
         self._carrier: Carrier | None = None
         self._session: Session | None = None
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[Frame] = deque()
         self._dirty = False
+        self._patience = 0.0
         self._broken: DisconnectedError | None = None
         self._destroyed: list[Callable[[], None]] = []
         self._pause = FIRST_PAUSE
@@ -182,27 +183,69 @@ class Endpoint:
         Raises:
             TooBigError: the parameters are longer than the peer accepts.
         """
-        session = self._session
-        if session is None or self.state is not _CONNECTED:
+        session, carrier = self._session, self._carrier
+        if session is None or carrier is None or self.state is not _CONNECTED:
             return self._unconnected()
+        now = carrier.send if notify and self._trace is None else None
         try:
-            result = session.submit_transaction(parameters, done, ordered=ordered)
+            result = session.submit_transaction(parameters, done, ordered=ordered, post=now)
         except DisconnectedError as error:
             return self._lost(error)
         if notify and self._dirty:
             self.notify()
         return result
 
-    def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
-        """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
-        session = self._session
-        if session is None or self.state is not State.CONNECTED:
-            return self._unconnected()
+    def call(self, parameters: bytes, done: Done, timeout: float) -> bytes | Result:
+        """As `submit_transaction` and one `pump`, for who waits for the answer: in few steps where nothing else is due.
+
+        Returns:
+            The status, and `done` is not called; or the result of the submission.
+
+        Raises:
+            TooBigError: the parameters are longer than the peer accepts.
+        """
+        session, carrier = self._session, self._carrier
+        if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox
+                or self._party is not None or self._trace is not None or self._broken is not None):
+            return self.submit_transaction(parameters, done)
+        self._patience = timeout
         try:
-            result = session.submit_message(body, done)
+            result = session.call(parameters, done, carrier.send, self._answer)
         except DisconnectedError as error:
             return self._lost(error)
-        if notify:
+        if self._dirty:
+            self.notify()
+        return result
+
+    def _answer(self, begins: bytes, room: int) -> bytes | None:
+        assert self._carrier is not None
+        self._dirty = False  # all that was posted went with it
+        try:
+            taken = self._carrier.take(self._patience)
+        except DisconnectedError as error:
+            self._broken = error  # for `pump`: what was sent may have arrived
+            return None
+        if len(taken) == 1:
+            first = taken[0]
+            if isinstance(first, tuple):
+                if first[0] == begins and len(first[1]) <= room:
+                    return first[1]
+            elif first.startswith(begins) and len(first) - len(begins) <= room:
+                return first[len(begins):]
+        self._inbox.extend(taken)
+        return None
+
+    def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
+        """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
+        session, carrier = self._session, self._carrier
+        if session is None or carrier is None or self.state is not _CONNECTED:
+            return self._unconnected()
+        now = carrier.send if notify and self._trace is None else None
+        try:
+            result = session.submit_message(body, done, post=now)
+        except DisconnectedError as error:
+            return self._lost(error)
+        if notify and self._dirty:
             self.notify()
         return result
 
@@ -289,6 +332,16 @@ class Endpoint:
         if self._session is None or self.state is not State.CONNECTED:
             return Quotas(0, 0, 0, 0)
         return self._session.peer
+
+    @property
+    def quotas(self) -> Quotas:
+        """What this side accepts."""
+        return self._resources.accepts
+
+    @property
+    def coming(self) -> bool:
+        """Whether the beginning of a frame of the peer's is here, so that the rest is due."""
+        return self._carrier is not None and self._carrier.coming
 
     @property
     def status(self) -> Status:
@@ -456,16 +509,20 @@ class Endpoint:
             self._hold_off()
 
     def _post(self, frame: bytes, body: bytes = b"") -> None:
-        assert self._carrier is not None
+        carrier = self._carrier
+        assert carrier is not None
         try:
-            self._carrier.post(frame, body)
+            if body:
+                carrier.post(frame, body)
+            else:
+                carrier.post(frame)
         except DisconnectedError as error:
             self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
             raise
         self._dirty = True
 
     def _take(self, timeout: float) -> bool:
-        if self._dirty:
+        if self._dirty and not (self._carrier is not None and self._carrier.flushes):
             self.notify()
         inbox = self._inbox
         try:
@@ -491,7 +548,7 @@ class Endpoint:
             self.notify()
         return True
 
-    def _handle(self, frame: bytes) -> None:
+    def _handle(self, frame: Frame) -> None:
         assert self._session is not None
         event = self._session.receive(frame)
         if type(event) is list:
@@ -502,10 +559,10 @@ class Endpoint:
             else:
                 _deliver(event)
             return
-        if isinstance(event, IncomingAsk):
+        if type(event) is IncomingAsk:
             self._sharing.serve(event)
             return
-        assert not isinstance(event, list)
+        assert not isinstance(event, list | IncomingAsk)
         try:
             if type(event) is IncomingTransaction:
                 self._client.transaction(self, event)

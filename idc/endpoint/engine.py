@@ -316,6 +316,9 @@ class _EnginePort:
 class _EngineCarrier:
     """See `idc.transport.base.Carrier`: what the core has dealt with is not among the frames."""
 
+    flushes = False
+    coming = False
+
     def __init__(self, engine: Engine, carrier: SharedCarrier) -> None:
         self.capacity = carrier.capacity
         self.frame_bytes = carrier.frame_bytes
@@ -340,6 +343,12 @@ class _EngineCarrier:
         self._carrier.post(frame, body)
         if frame[0] == Kind.REPLY:
             self._engine.answered(frames.HEADER.unpack_from(frame)[3])
+
+    def send(self, frame: bytes, body: bytes = b"") -> None:
+        """See there."""
+        self.post(frame, body)
+        with contextlib.suppress(DisconnectedError):
+            self.flush()
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there. Before HELLO one frame at a time, so that the core has each after it."""

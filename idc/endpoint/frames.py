@@ -8,9 +8,12 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from idc.errors import MisuseError, ProtocolError
+
+if TYPE_CHECKING:
+    from idc.transport.base import Frame
 
 VERSION: Final = 2
 HEADER: Final = struct.Struct("<BBHI")
@@ -113,14 +116,18 @@ def reason_text(body: bytes) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def parse(frame: bytes) -> tuple[int, int, int, bytes]:
+def parse(frame: Frame) -> tuple[int, int, int, bytes]:
     """(kind, error, tag, body). Raises ProtocolError for a frame shorter than its header or with flags."""
-    if len(frame) < 8:
+    if type(frame) is tuple:
+        header, body = frame
+    elif len(frame) < 8:
         raise ProtocolError(f"a frame of {len(frame)} bytes, the header alone has {HEADER_BYTES}")
-    kind, flags, error, tag = _unpack(frame)
+    else:
+        header, body = frame, frame[8:]
+    kind, flags, error, tag = _unpack(header)
     if flags:
         raise ProtocolError(f"a frame with flags {flags:#x}, version {VERSION} has none")
-    return kind, error, tag, frame[8:]
+    return kind, error, tag, body
 
 
 def parse_hello(body: bytes) -> Quotas:

@@ -12,12 +12,14 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from idc.endpoint import frames
-from idc.endpoint.frames import HANDLER_FAILED, Kind, Quotas
+from idc.endpoint.frames import HANDLER_FAILED, HEADER_BYTES, Kind, Quotas
 from idc.endpoint.results import Completion, Result
 from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolError, TooBigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from idc.transport.base import Frame
 
     Done = Callable[[Completion], None]
 
@@ -30,7 +32,7 @@ RECEIVED: Final = 64
 _OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
 _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
 _HELLO, _BYE = int(Kind.HELLO), int(Kind.BYE)
-_pack = frames.HEADER.pack
+_pack, _unpack = frames.HEADER.pack, frames.HEADER.unpack_from
 _DELIVERED: Final = Completion(_OK)
 #: Transactions whose tag has none of these bits are timed: one of eight uses of each slot.
 _UNTIMED: Final = 0x70000
@@ -281,22 +283,55 @@ class Session:
 
     # -- this side submits
 
-    def submit_transaction(self, parameters: bytes, done: Done | None, *, ordered: bool) -> Result:
-        """OK or BACK_PRESSURED. Raises TooBigError."""
-        return self._submit(_REQUEST, self._requests, self.peer.requests, parameters, done, ordered)
+    def submit_transaction(self, parameters: bytes, done: Done | None, *, ordered: bool,
+                           post: Callable[..., None] | None = None) -> Result:
+        """OK or BACK_PRESSURED. Raises TooBigError. `post`: for this frame, in place of the session's."""
+        return self._submit(_REQUEST, self._requests, self.peer.requests, parameters, done, ordered, post)
 
-    def submit_message(self, body: bytes, done: Done | None) -> Result:
-        """OK or BACK_PRESSURED. Raises TooBigError."""
-        return self._submit(_MESSAGE, self._messages, self.peer.messages, body, done, False)
+    def submit_message(self, body: bytes, done: Done | None, *, post: Callable[..., None] | None = None) -> Result:
+        """As `submit_transaction`."""
+        return self._submit(_MESSAGE, self._messages, self.peer.messages, body, done, False, post)
 
     def submit_ask(self, kind: Kind, body: bytes, done: Done) -> Result:
         """OK or BACK_PRESSURED. Raises TooBigError. The completion's status is the answer, its error a refusal's code.
         """
         return self._submit(kind, self._asks, self.peer.asks, body, done, False)
 
+    def call(self, parameters: bytes, done: Done, send: Callable[..., None],
+             answer: Callable[[bytes, int], bytes | None]) -> bytes | Result:
+        """A transaction whose answer is all that is waited for, in few steps.
+
+        Args:
+            send: `Carrier.send`.
+            answer: given how the answer begins, and how much more is accepted: that, if it is what comes next;
+                else None, and it has kept what came.
+
+        Returns:
+            The status, and nothing is the matter with it; or as `submit_transaction`, and the rest is as after that.
+        """
+        slots = self._requests
+        free = slots.free
+        if (len(parameters) > self.peer.parameter_bytes or not free or self.timed is not None
+                or slots.count - len(free) >= self.peer.requests):
+            return self.submit_transaction(parameters, done, ordered=False)
+        tag = slots.take(done, ordered=False)
+        try:
+            if len(parameters) < LONG:
+                send(_pack(_REQUEST, 0, 0, tag) + parameters)
+            else:
+                send(_pack(_REQUEST, 0, 0, tag), parameters)
+        except BaseException:
+            slots.cancel(tag)
+            raise
+        status = answer(_pack(_REPLY, 0, 0, tag), self.accepts.status_bytes)
+        if status is None:
+            return _OK
+        slots.cancel(tag)  # the same whether it was answered or never sent
+        return status
+
     def _submit(self, kind: int, slots: Slots, quota: int, body: bytes, done: Done | None,
-                ordered: bool) -> Result:
-        most = self.peer.ask_bytes if kind in frames.ASKS else self.peer.parameter_bytes
+                ordered: bool, post: Callable[..., None] | None = None) -> Result:
+        most = self.peer.ask_bytes if slots is self._asks else self.peer.parameter_bytes
         if len(body) > most:
             raise TooBigError(f"{len(body)} bytes in a {Kind(kind).name.lower()}, the peer accepts {most}")
         free = slots.free
@@ -307,11 +342,13 @@ class Session:
             self.trace((monotonic_ns(), kind, tag))
         if not tag & _UNTIMED and kind == _REQUEST and self.timed is not None:
             self._begun[tag] = monotonic_ns()
+        if post is None:
+            post = self._post
         try:
             if len(body) < LONG:
-                self._post(_pack(kind, 0, 0, tag) + body)
+                post(_pack(kind, 0, 0, tag) + body)
             else:
-                self._post(_pack(kind, 0, 0, tag), body)
+                post(_pack(kind, 0, 0, tag), body)
         except BaseException:
             slots.cancel(tag)
             raise
@@ -330,7 +367,14 @@ class Session:
         if self.trace is not None:
             self.trace((monotonic_ns(), _REPLY, tag))
         if len(status) < LONG:
-            return self._answer(_pack(_REPLY, 0, error, tag) + status)
+            frame = _pack(_REPLY, 0, error, tag) + status
+            if self.over:
+                return self._answer(frame)
+            try:
+                self._post(frame)
+            except DisconnectedError:
+                return Result.CLOSED  # as in `_answer`
+            return _OK
         return self._answer(_pack(_REPLY, 0, error, tag), status)
 
     def finish_message(self, tag: int) -> Result:
@@ -364,19 +408,28 @@ class Session:
 
     # -- the peer's frames
 
-    def receive(self, frame: bytes) -> Incoming | IncomingAsk | list[tuple[Done | None, Completion]]:
+    def receive(self, frame: Frame) -> Incoming | IncomingAsk | list[tuple[Done | None, Completion]]:
         """What a frame means: something received, or completions to deliver.
 
         Raises:
             ProtocolError: the peer broke a rule.
             PeerGoneError: it says that the connection is over, and why.
         """
-        kind, error, tag, body = frames.parse(frame)
+        if type(frame) is bytes and len(frame) >= HEADER_BYTES:
+            kind, flags, error, tag = _unpack(frame)
+            body = frame[HEADER_BYTES:]
+            if flags:
+                frames.parse(frame)  # which says so
+        else:
+            kind, error, tag, body = frames.parse(frame)
         if self.trace is not None:
             self.trace((monotonic_ns(), RECEIVED + kind, tag))
         if self.greeted:
             if kind == _REQUEST:
-                self._hold(self._held_requests, self.accepts.requests, tag, body, "transactions")
+                held, accepts = self._held_requests, self.accepts
+                if len(body) > accepts.parameter_bytes or len(held) >= accepts.requests or tag in held:
+                    self._hold(held, accepts.requests, tag, body, "transactions")  # which says what is wrong
+                held.add(tag)
                 return IncomingTransaction(self, tag, body)
             if kind == _REPLY:
                 if not tag & _UNTIMED and self._begun:
@@ -438,6 +491,10 @@ class Session:
         if tag in held:
             raise ProtocolError(f"tag {tag:#x} is used for two {what} at a time")
         held.add(tag)
+
+    def held_elsewhere(self, tags: Iterable[int]) -> None:
+        """Messages that were received without this, and are not completed: so that it judges by them too."""
+        self._held_messages = set(tags)
 
     # -- the end
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from idc.endpoint.blocking import NAP
 from idc.endpoint.endpoint import Client, Endpoint, Resources
+from idc.endpoint.lane import Lane, lane_of
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
 from idc.errors import ClosedError, PeerGoneError, TimedOutError
@@ -33,11 +34,13 @@ class _Reader(Client):
     """Queues what comes in; the end of the connection is the end of the stream."""
 
     def __init__(self) -> None:
-        self.queue: deque[IncomingMessage] = deque()
+        self.queue: deque[bytes] = deque()
+        self.messages: deque[IncomingMessage] = deque()  # those of the queue that no lane holds
         self.ended = False
 
     def message(self, endpoint: Endpoint, message: IncomingMessage) -> None:
-        self.queue.append(message)
+        self.queue.append(message.body)
+        self.messages.append(message)
 
     def disconnect(self, endpoint: Endpoint, done: Callable[[], None]) -> None:
         self.ended = True  # a stream does not come back: `done` is left to destroy
@@ -54,6 +57,8 @@ class Stream:
     def __init__(self, port: Port, resources: Resources | None = None) -> None:
         self._reader = _Reader()
         self._endpoint = Endpoint(port, self._reader, resources or Resources())
+        self._lane: Lane | None = None
+        self._connected = False
         self._at = 0
         self._lost: Completion | None = None
         self._closed = False
@@ -61,6 +66,9 @@ class Stream:
     def connect(self, timeout: float | None = None) -> None:
         """Wait for the other side. Raises TimedOutError."""
         self._until(lambda: self._endpoint.state is State.CONNECTED, timeout, "the other side did not come")
+        if not self._connected:
+            self._connected = True
+            self._lane = lane_of(self._endpoint)
 
     listen = connect
 
@@ -71,39 +79,73 @@ class Stream:
             TimedOutError: the other side did not take them in time; how many went is unknown, so close.
             PeerGoneError: the connection is over.
         """
+        lane = self._lane
+        if lane is not None and type(data) is bytes and 0 < len(data) <= lane.longest and lane.send(data):
+            return
         self.connect(timeout)
         most = self._endpoint.peer_quotas.parameter_bytes
         view = memoryview(data)
         for at in range(0, len(view), most):
             piece = data if type(data) is bytes and len(data) <= most else bytes(view[at:at + most])
-            while (result := self._endpoint.submit_message(piece, self._sent)) is not Result.OK:
-                if result is not Result.BACK_PRESSURED:
-                    raise PeerGoneError(self._endpoint.reason or "the connection is over")
-                free = self._endpoint.outstanding
-                self._until(lambda before=free: self._endpoint.outstanding < before, timeout,  # type: ignore[misc]
+            while not self._submit(piece):
+                before = self._outstanding
+                self._until(lambda before=before: self._outstanding < before, timeout,  # type: ignore[misc]
                             "the other side does not receive")
+
+    def _submit(self, piece: bytes) -> bool:
+        """Whether it went; not, where as much is outstanding as may be."""
+        if self._lane is not None:
+            if self._lane.send(piece):
+                return True
+            result = Result.BACK_PRESSURED if self._endpoint.state is State.CONNECTED else Result.NOT_CONNECTED
+        else:
+            result = self._endpoint.submit_message(piece, self._sent)
+        if result not in (Result.OK, Result.BACK_PRESSURED):
+            raise PeerGoneError(self._endpoint.reason or "the connection is over")
+        return result is Result.OK
+
+    @property
+    def _outstanding(self) -> int:
+        return self._endpoint.outstanding if self._lane is None else self._lane.outstanding
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Wait until the other side has received everything sent so far. Raises as `send`."""
-        self._until(lambda: self._endpoint.outstanding == 0, timeout, "the other side does not receive")
+        lane = self._lane
+        self._until(lambda: self._outstanding == 0 or (lane is not None and self._reader.ended), timeout,
+                    "the other side does not receive")
+        if lane is not None and lane.outstanding:
+            raise PeerGoneError(f"not all that was sent was received: {self._endpoint.reason}")
         if self._lost is not None:
             raise PeerGoneError(f"not all that was sent was received: {self._lost.reason}")
 
     def receive(self, most: int, *, timeout: float | None = None) -> bytes:
         """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
-        queue = self._reader.queue
-        if not queue and not self._reader.ended:
-            self._until(lambda: bool(queue) or self._reader.ended, timeout, "nothing was sent")
+        reader, lane = self._reader, self._lane
+        queue, since = reader.queue, None
+        if lane is not None and not queue and not reader.ended:
+            since = 0.0 if timeout is None else time.monotonic()
+            body = lane.take(NAP if timeout is None or timeout > NAP else timeout)
+            if body is not None:
+                if 0 < len(body) <= most:
+                    lane.done()
+                    return body
+                queue.append(body)
+        if not queue and not reader.ended:
+            self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
         if not queue:
             return b""
-        body = queue[0].body
+        body = queue[0]
         piece = body[self._at:self._at + most]
         self._at += len(piece)
         if self._at >= len(body):
             self._at = 0
-            queue.popleft().complete()
-            if not queue:  # what is here already, will be received: one notice for all of it
-                self._endpoint.notify()
+            queue.popleft()
+            if lane is not None:
+                lane.done()
+            else:
+                reader.messages.popleft().complete()
+                if not queue:  # what is here already, will be received: one notice for all of it
+                    self._endpoint.notify()
         return piece
 
     def close(self) -> None:
@@ -121,8 +163,9 @@ class Stream:
         if completion.result is not Result.OK:
             self._lost = completion
 
-    def _until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _until(self, condition: Callable[[], bool], timeout: float | None, what: str,
+               since: float | None = None) -> None:
+        deadline = None if timeout is None else (time.monotonic() if since is None else since) + timeout
         while not condition():
             if self._closed:
                 raise ClosedError("this stream is closed")
@@ -131,4 +174,7 @@ class Stream:
             left = NAP if deadline is None else min(NAP, deadline - time.monotonic())
             if left <= 0:
                 raise TimedOutError(f"{what} within {timeout:g} s")
-            self._endpoint.pump(left)
+            if self._lane is None:
+                self._endpoint.pump(left)
+            elif (body := self._lane.take(left)) is not None:
+                self._reader.queue.append(body)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from idc.observed import Trips
     from idc.region import Region
 
+    #: All of a frame; or its first 8 bytes and the rest, apart, where that is long and a carrier need not join the two.
+    Frame = bytes | tuple[bytes, bytes]
+
 
 class Masking(NamedTuple):
     """A doorbell that is masked while the peer rings it without end, and then looked at by time.
@@ -40,6 +43,7 @@ class Carrier(Protocol):
         near: both ends are on one machine.
         flows: what names the submissions of this end, and those of the peer, in a trace: at the peer the same two
             the other way round, and others on every other connection.
+        flushes: whether `take` wakes the peer for what was posted, before it waits.
         trips: where an end notes, for observers, how long its transactions take; None where nobody could look.
     """
 
@@ -47,6 +51,7 @@ class Carrier(Protocol):
     frame_bytes: int
     near: bool
     flows: tuple[int, int]
+    flushes: bool
 
     @property
     def trips(self) -> Trips | None:
@@ -55,6 +60,10 @@ class Carrier(Protocol):
     @property
     def doorbells(self) -> int:
         """How often the peer was rung so far."""
+
+    @property
+    def coming(self) -> bool:
+        """Whether the beginning of a frame is here, so that its rest is due: nobody needs an answer before that."""
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long.
@@ -67,7 +76,10 @@ class Carrier(Protocol):
     def flush(self) -> None:
         """Wake the peer for what was posted, if it sleeps. Raises DisconnectedError."""
 
-    def take(self, timeout: float) -> Sequence[bytes]:
+    def send(self, frame: bytes, body: bytes = b"") -> None:
+        """`post` and `flush` in one. What breaks after the first is left to the next call to say."""
+
+    def take(self, timeout: float) -> Sequence[Frame]:
         """Frames that are there; waits up to `timeout` seconds for the first (0: not at all).
 
         What the peer had sent is delivered before the DisconnectedError that says it is over.

@@ -35,6 +35,8 @@ class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
     near = True
+    flushes = False
+    coming = False  # frames come whole
     trips = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
@@ -58,6 +60,11 @@ class LocalCarrier:
         """See there."""
         self.doorbells += 1
         self._peer.wake()
+
+    def send(self, frame: bytes, body: bytes = b"") -> None:
+        """See there."""
+        self.post(frame, body)
+        self.flush()
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""

@@ -6,13 +6,14 @@ there when the host says so in its live word; a connection is one pair of epochs
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from idc import layout
 from idc.bell import Waker
 from idc.channel import RECHECK, MessageChannel
-from idc.errors import MisuseError, ProtocolError, TooBigError
+from idc.errors import DisconnectedError, MisuseError, ProtocolError, TooBigError
 from idc.ring import DEFAULT_SPIN, load_u64
 from idc.transport.base import Masking
 
@@ -37,6 +38,8 @@ class SharedCarrier:
     """
 
     near = True
+    flushes = False
+    coming = False  # frames come whole
 
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots
@@ -59,6 +62,12 @@ class SharedCarrier:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
         if not self._post(frame + body if body else frame):
             raise ProtocolError("the peer does not take what it has asked for: the ring is full")
+
+    def send(self, frame: bytes, body: bytes = b"") -> None:
+        """See there."""
+        self.post(frame, body)
+        with contextlib.suppress(DisconnectedError):
+            self.flush()
 
     def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
         """See there. At most `most` frames."""

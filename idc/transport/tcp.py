@@ -2,19 +2,21 @@
 
 One side listens, the other dials; the peer is there as long as the connection stands. A newer connection replaces one
 that has not been noticed to be dead. TCP says nothing of who the peer is: use it where the network is trusted, or on
-loopback. Depends on the standard library, idc.errors and idc.flows.
+loopback. Depends on idc._core, idc.errors and idc.flows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
-import struct
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from idc._core import ffi, lib
 from idc.errors import MisuseError, PeerGoneError, ProtocolError
 from idc.flows import flow_seed
 from idc.transport.base import NO_MASKING
@@ -22,13 +24,20 @@ from idc.transport.base import NO_MASKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LENGTH: Final = struct.Struct("<I")
-#: Bytes asked of the kernel at a time.
-CHUNK: Final = 1 << 18
-#: Such pieces taken in one call, at most: a peer that sends without end must not keep us in here.
-CHUNKS: Final = 4
-#: Pieces of memory given to the kernel at a time; it takes 1024 (IOV_MAX).
-PIECES: Final = 512
+    from idc.errors import DisconnectedError
+    from idc.transport.base import Frame
+
+# Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
+_post, _flush, _take = lib.idc_wire_post, lib.idc_wire_flush, lib.idc_wire_take
+_send, _into, _coming, _ready = lib.idc_wire_send, lib.idc_wire_into, lib.idc_wire_coming, lib.idc_wire_ready
+_unpack = ffi.unpack
+_OK, _AGAIN, _TIMEOUT, _INTR, _PEER = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_PEER
+LONG: Final = lib.IDC_WIRE_LONG
+HEAD: Final = lib.IDC_WIRE_HEAD
+#: Bytes of a frame's length.
+PREFIX: Final = 4
+#: Bytes of frames that are received at a time, but for the body of a long one, which comes by itself.
+ROOM: Final = 1 << 13
 #: Most bytes that wait for a peer that does not read, before it is taken for one that means ill.
 MOST_UNSENT: Final = 1 << 26
 #: Frames each way: the output queue is memory of this side's own, and the quotas bound it.
@@ -36,6 +45,8 @@ CAPACITY: Final = 1 << 17
 FRAME_BYTES: Final = (1 << 24) + 64
 #: Seconds between two tries to dial.
 REDIAL: Final = 0.05
+#: Nanoseconds for which a carrier that is closed waits for the kernel to take the rest.
+CLOSING_NS: Final = 1_000_000_000
 #: Seconds that a peer may leave data unacknowledged before its machine counts as dead.
 DEAD_AFTER: Final = 20
 
@@ -65,147 +76,190 @@ def _flows(connection: socket.socket) -> tuple[int, int]:
 
 #: Bytes that are allocated and freed once, see TcpCarrier.
 LEARNED: Final = 4 << 20
+#: Frames taken at a time, at most.
+BATCH: Final = 64
 
 
 class TcpCarrier:
-    """See `idc.transport.base.Carrier`."""
+    """See `idc.transport.base.Carrier`. Frames are moved by the core: idc/transport/wire.c.
+
+    Args:
+        connection: closed with this; no time-outs of Python's apply to it any more.
+        poller: in which it is registered.
+
+    Attributes:
+        wire: the core's share.
+        body: of a long frame, while it comes.
+        lends: bodies that the core has to send, where they lie.
+    """
 
     capacity = CAPACITY
     frame_bytes = FRAME_BYTES
     near = False  # TCP does not say; what is near has shared memory to meet by
     doorbells = 0
     trips = None
+    flushes = True
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
+        connection.setblocking(True)  # a read waits in the kernel; what must not wait says so in each call
         self._socket = connection
         self._poller = poller
         self.flows = _flows(connection)
-        self._out: list[bytes | memoryview] = []
-        self._unsent = 0
-        self._in = bytearray()
+        self._room = ffi.new("uint8_t[]", ROOM)
+        self.wire = ffi.gc(ffi.new("struct idc_wire *", {"fd": connection.fileno(), "in": self._room, "room": ROOM,
+                                                          "longest": FRAME_BYTES, "most": MOST_UNSENT}),
+                            lib.idc_wire_free)
+        self._chars = ffi.cast("char *", self._room)
+        self._head = ffi.cast("char *", self.wire.head)
+        self._lens = ffi.new("uint32_t[]", BATCH)
+        self.body = b""
+        self.lends: deque[bytes] = deque()
         # The C library gives free memory back to the kernel beyond a threshold that it learns from what is freed, and
         # gets it again page by page: a third of the time of a frame of 64 KiB in an emulated guest.
         bytearray(LEARNED)
-        self._chunk = memoryview(bytearray(CHUNK))
-        self._gone: PeerGoneError | None = None
         self._writing = False
-        self._more = True  # the last read did not find the end of what was there
         poller.register(connection, select.EPOLLIN)
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
-        if self._gone is not None:
-            raise self._gone
-        length = len(frame) + len(body)
-        if self._unsent + length > MOST_UNSENT:
-            raise ProtocolError(f"the peer does not read: {self._unsent} bytes wait for it")
-        self._out.append(_LENGTH.pack(length) + frame)
-        if body:
-            self._out.append(bytes(body))  # its own, if it is bytes already: what is sent later must not change
-        self._unsent += _LENGTH.size + length
+        if not body:
+            if (rc := _post(self.wire, frame, len(frame), frame, 0)) != _OK:
+                raise self.refused(rc)
+            return
+        if type(body) is not bytes:
+            body = bytes(body)  # its own: what is sent later must not change
+        rc = _post(self.wire, frame, len(frame), body, len(body))
+        if rc != _OK:
+            raise self.refused(rc)
+        if len(body) >= LONG:
+            self.lends.append(body)
+
+    def send(self, frame: bytes, body: bytes = b"") -> None:
+        """See there."""
+        if type(body) is not bytes:
+            body = bytes(body)
+        rc = _send(self.wire, frame, len(frame), body, len(body))
+        if rc != _OK:
+            raise self.refused(rc)
+        if self.wire.unsent:
+            self.lend(body)
+
+    def lend(self, body: bytes) -> None:
+        """After a frame was sent, but not all of it: its body is kept as long as the core needs it."""
+        if len(body) >= LONG:
+            self.lends.append(body)
+        self.settle()
+
+    def refused(self, rc: int) -> DisconnectedError:
+        """What it means that a frame was not taken. Raises MemoryError."""
+        if rc == _AGAIN:
+            return ProtocolError(f"the peer does not read: {self.wire.unsent} bytes wait for it")
+        if rc == _PEER:
+            return self._gone()
+        raise MemoryError(f"no memory for what a peer has not read: {self.wire.unsent} bytes wait for it")
+
+    def _gone(self) -> PeerGoneError:
+        code = self.wire.error
+        return PeerGoneError(f"the connection broke: {os.strerror(code)}" if code else "the peer closed the connection")
 
     def flush(self) -> None:
         """See there. What the kernel does not take now goes out when it does, from within `take`."""
-        while self._out and self._gone is None:
-            try:
-                sent = self._socket.sendmsg(self._out[:PIECES])
-            except BlockingIOError:
-                break
-            except OSError as error:
-                # what had arrived before is still to be delivered: `take` reports the end after that
-                self._gone = PeerGoneError(f"the connection broke: {error.strerror}")
-                return
-            self._forget(sent)
-        writing = bool(self._out)
+        rc = _flush(self.wire, 0)
+        if rc != _OK or self._writing or self.lends:
+            self.settle()
+
+    def settle(self) -> None:
+        """What the core has sent is not needed any more, and what it has not, is to be when there is room."""
+        wire = self.wire
+        for _ in range(len(self.lends) - (wire.bodies_end - wire.bodies_begin)):
+            self.lends.popleft()
+        writing = wire.unsent > 0 and not wire.error
         if writing != self._writing:
             self._writing = writing
             self._poller.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if writing else 0))
 
-    def _forget(self, sent: int) -> None:
-        """So many of the bytes to send are with the kernel."""
-        self._unsent -= sent
-        if not self._unsent:
-            self._out.clear()
-            return
-        whole = 0
-        while sent >= len(self._out[whole]):
-            sent -= len(self._out[whole])
-            whole += 1
-        del self._out[:whole]
-        if sent:
-            self._out[0] = memoryview(self._out[0])[sent:]
-
-    def take(self, timeout: float) -> Sequence[bytes]:
+    def take(self, timeout: float) -> Sequence[Frame]:
         """See there."""
-        if self._out:
-            self.flush()
-        if timeout > 0 and not self._more and self._gone is None:  # else a read that finds nothing, before each sleep
-            self._poller.poll(timeout)
-            if self._out:
-                self.flush()
-        frames = self._receive()
-        if not frames and self._gone is not None:
-            raise self._gone
+        wire, ns = self.wire, int(timeout * 1e9)
+        end = 0
+        while True:
+            rc = _take(wire, self._lens, BATCH, ns)
+            if rc == 1 and not wire.apart and not wire.want:
+                if self._writing:
+                    self.settle()
+                return (_unpack(self._chars + wire.first, self._lens[0]),)
+            frames = self._frames(rc) if rc > 0 else []
+            if wire.want:
+                self.find_room()
+            if self.lends or self._writing:
+                self.settle()
+            if frames or rc in (_AGAIN, _TIMEOUT):
+                return frames
+            if rc < 0 and (error := self.over(rc)) is not None:
+                raise error
+            if ns > 0:  # interrupted, or in the middle of a long frame
+                now = time.monotonic_ns()
+                end = end or now + ns
+                ns = max(end - now, 0)
+
+    def find_room(self) -> None:
+        """For the body of a long frame, as the core wants it."""
+        # Written to by the core, before anybody else sees it: to receive it elsewhere would be one more copy.
+        self.body = bytes(self.wire.want)
+        _into(self.wire, self.body)
+
+    def frame(self, length: int) -> Frame:
+        """The first of those that the core has found; `length` of a short one."""
+        if not self.wire.apart:
+            return _unpack(self._chars + self.wire.first, length)  # type: ignore[no-any-return]
+        body, self.body = self.body, b""
+        return _unpack(self._head, HEAD), body
+
+    def _frames(self, count: int) -> list[Frame]:
+        frames: list[Frame] = []
+        if self.wire.apart:
+            frames.append(self.frame(0))
+            if count == 1:
+                return frames
+            count -= 1
+        lens = _unpack(self._lens, count)
+        whole = _unpack(self._chars + self.wire.first, sum(lens) + (count - 1) * PREFIX)
+        at = 0
+        for length in lens:
+            frames.append(whole[at:at + length])
+            at += length + PREFIX
         return frames
 
-    def _receive(self) -> list[bytes]:
-        frames: list[bytes] = []
-        self._more = True
-        for _ in range(CHUNKS):
-            try:
-                got = self._socket.recv_into(self._chunk)
-            except BlockingIOError:
-                self._more = False
-                break
-            except OSError as error:
-                self._gone = PeerGoneError(f"the connection broke: {error.strerror}")
-                break
-            if not got:
-                self._gone = PeerGoneError("the peer closed the connection")
-                break
-            if self._in:  # the rest of a frame whose beginning came before
-                self._in += self._chunk[:got]
-                with memoryview(self._in) as view:
-                    used = self._split(view, frames)
-                del self._in[:used]
-            else:
-                used = self._split(self._chunk[:got], frames)
-                self._in += self._chunk[used:got]
-            if got < CHUNK:
-                self._more = False
-                break
-        return frames
+    def over(self, rc: int) -> DisconnectedError | None:
+        """What a negative result of taking frames means, if it is the end."""
+        if rc in (_AGAIN, _TIMEOUT, _INTR):
+            return None
+        if rc == lib.IDC_TOOBIG:
+            return ProtocolError(f"a frame of {self.wire.bad} bytes announced, {FRAME_BYTES} is the limit")
+        return self._gone()
 
-    def _split(self, view: memoryview, frames: list[bytes]) -> int:
-        """Add the whole frames to a list; how many bytes they take."""
-        at, there = 0, len(view)
-        while there - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(view, at)
-            if length > FRAME_BYTES:
-                raise ProtocolError(f"a frame of {length} bytes announced, {FRAME_BYTES} is the limit")
-            if there - at - _LENGTH.size < length:
-                break
-            at += _LENGTH.size
-            frames.append(bytes(view[at:at + length]))
-            at += length
-        return at
+    @property
+    def coming(self) -> bool:
+        """See there."""
+        return bool(_coming(self.wire))
 
     def arm(self) -> bool:
         """See there."""
-        return self._gone is None
+        return not _ready(self.wire)
 
     def close(self) -> None:
         """See there. What the kernel has not taken within a second of a peer that does not read is lost with it."""
         if self._socket.fileno() < 0:
             return
+        lib.idc_wire_flush(self.wire, CLOSING_NS)
         with contextlib.suppress(OSError):
-            if self._out and self._gone is None:
-                self._socket.settimeout(1.0)
-                self._socket.sendall(b"".join(self._out))
             self._socket.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError, ValueError):
             self._poller.unregister(self._socket)
         self._socket.close()
+        self.wire.fd, self.wire.ended = -1, _PEER  # whoever still has it must not meet another file by that number
+        lib.idc_wire_free(self.wire)
+        self.lends.clear()
 
     @property
     def alive(self) -> bool:

@@ -1,0 +1,103 @@
+"""Messages in the core, over a carrier whose frames the core moves: see idc/endpoint/lane.h. For `idc.endpoint.stream`.
+
+From its making to the end of the connection the endpoint is pumped only for what the lane leaves to it: the frames of
+messages are the lane's. Depends on idc._core, idc.endpoint.endpoint and idc.transport.tcp.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from idc._core import ffi, lib
+from idc.endpoint.lifecycle import State
+from idc.transport.tcp import TcpCarrier
+
+if TYPE_CHECKING:
+    from idc.endpoint.endpoint import Endpoint
+    from idc.errors import DisconnectedError
+
+_send, _take, _done = lib.idc_lane_send, lib.idc_lane_take, lib.idc_lane_done
+NULL, HEAD = ffi.NULL, lib.IDC_WIRE_HEAD
+_OK, _AGAIN, _WANT = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_LANE_WANT
+_MESSAGE, _OTHER = lib.IDC_LANE_MESSAGE, lib.IDC_LANE_OTHER
+
+
+def lane_of(endpoint: Endpoint) -> Lane | None:
+    """One for an endpoint that has just connected; None where its frames are not the core's to move."""
+    carrier = endpoint._carrier
+    usual = endpoint.trace is None and endpoint._party is None and not endpoint._inbox and endpoint.outstanding == 0
+    if type(carrier) is not TcpCarrier or endpoint.state is not State.CONNECTED or not usual:
+        return None
+    return Lane(endpoint, carrier)
+
+
+class Lane:
+    """Messages each way, in order.
+
+    Attributes:
+        longest: bytes that the peer accepts in one.
+    """
+
+    def __init__(self, endpoint: Endpoint, carrier: TcpCarrier) -> None:
+        mine, peer, own = endpoint.quotas, endpoint.peer_quotas, endpoint._resources.messages.count
+        self.longest = peer.parameter_bytes
+        self._endpoint = endpoint
+        self._carrier = carrier
+        self._wire = carrier.wire
+        self._most = min(own, peer.messages)
+        self._tags = ffi.new("uint32_t[]", max(self._most, 1))
+        self._held = ffi.new("uint32_t[]", max(mine.messages, 1))
+        self._lane = ffi.new("struct idc_lane *", {
+            "wire": carrier.wire, "tags": self._tags, "held": self._held, "base": own, "most": self._most,
+            "longest": mine.parameter_bytes, "quota": mine.messages})
+
+    @property
+    def outstanding(self) -> int:
+        """Messages that the peer has not completed."""
+        return int(self._lane.outstanding)
+
+    def send(self, body: bytes) -> bool:
+        """Send one, of `longest` bytes at most; False if no more may be outstanding, or the connection is over."""
+        rc = _send(self._lane, body, len(body))
+        if rc == _OK:
+            if self._wire.unsent:
+                self._carrier.lend(body)
+            return True
+        if rc != _AGAIN or self._lane.outstanding < self._most:
+            self._fail(self._carrier.refused(rc))
+        return False
+
+    def take(self, timeout: float) -> bytes | None:
+        """The next message, if it comes within `timeout` seconds and nothing else does before. To be completed."""
+        carrier, wire, lane, ns = self._carrier, self._wire, self._lane, int(timeout * 1e9)
+        rc = _take(lane, NULL, ns)
+        while rc == _WANT:
+            # Written to by the core, before anybody else sees it: to receive it elsewhere would be one more copy.
+            carrier.body = body = bytes(wire.want)
+            rc = _take(lane, body, ns)
+        if carrier.lends:
+            carrier.settle()
+        if rc == _MESSAGE:
+            if not wire.apart:
+                return carrier.frame(lane.len)[HEAD:]  # type: ignore[return-value]
+            body, carrier.body = carrier.body, b""
+            return body
+        if rc == _OTHER:
+            endpoint = self._endpoint
+            if endpoint._session is not None:  # for it to judge by: it has not seen them
+                endpoint._session.held_elsewhere(
+                    lane.held[(lane.first + i) % lane.quota] for i in range(lane.holds))
+            endpoint._inbox.append(carrier.frame(lane.len))
+            endpoint.pump(0.0)
+        elif rc < 0 and (error := carrier.over(rc)) is not None:
+            self._fail(error)
+        return None
+
+    def done(self) -> None:
+        """Complete the oldest message. If the connection is over, `take` finds that."""
+        _done(self._lane)
+
+    def _fail(self, error: DisconnectedError) -> None:
+        if self._endpoint.state is State.CONNECTED:
+            self._endpoint._broken = error
+            self._endpoint.pump(0.0)  # which draws the consequences

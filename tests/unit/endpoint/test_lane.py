@@ -1,0 +1,157 @@
+"""The stream face over TCP, whose messages the core moves: bytes in order, and one judge of what a peer sends."""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from idc.endpoint import stream as streams
+from idc.endpoint.endpoint import Resources
+from idc.endpoint.frames import Kind, Quotas, bye, encode, hello
+from idc.endpoint.stream import Stream
+from idc.errors import PeerGoneError, TimedOutError
+from idc.transport.tcp import LONG, DialPort, ListenPort, TcpCarrier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+QUOTAS = Quotas(requests=2, messages=2, parameter_bytes=2 * LONG, status_bytes=64)
+WIDE = Quotas(messages=16, parameter_bytes=1 << 20)
+
+
+def message(tag: int, length: int = 1) -> bytes:
+    return encode(Kind.MESSAGE, tag, b"m" * length)
+
+
+#: Each breaks a rule, once the stream has sent one message and received nothing.
+BREACHES = {
+    "a tag twice": [message(1), message(1)],
+    "a long one's tag twice": [message(1, LONG), message(1, LONG)],
+    "one too many": [message(1), message(2), message(3)],
+    "a long one too many": [message(1), message(2), message(3, LONG)],
+    "too long": [message(1, 2 * LONG + 1)],
+    "notice of nothing": [encode(Kind.DONE, 77)],
+    "notice beyond all slots": [encode(Kind.DONE, 0x1FFFF)],
+    "notice of tag 0": [encode(Kind.DONE, 0)],
+    "notice with a body": [encode(Kind.DONE, 0x10000, b"x")],
+    "no header": [b"short"],
+    "nothing": [b""],
+    "flags": [b"\x02\x01" + message(1)[2:]],
+    "flags of a long one": [b"\x02\x01" + message(1, LONG)[2:]],
+    "a reply": [encode(Kind.REPLY, 5, b"?")],
+    "unknown kind": [b"\x63" + bytes(7)],
+    "a request too long": [encode(Kind.REQUEST, 5, b"x" * (2 * LONG + 1))],
+    "HELLO again": [hello(QUOTAS)],
+    "BYE": [message(1), bye("enough")],
+}
+
+
+def reason(sent: list[bytes]) -> str:
+    port = ListenPort("127.0.0.1", 0)
+    with Stream(port, Resources(QUOTAS, messages=2)) as stream:
+        raw = TcpCarrier(socket.create_connection(port.address), select.epoll())
+        raw.post(hello(QUOTAS))
+        raw.flush()
+        stream.connect(10)
+        stream.send(b"of mine")
+        for frame in sent:
+            raw.post(frame)
+        raw.flush()
+        with pytest.raises(PeerGoneError, match="not all that was sent"):
+            stream.flush(timeout=10)
+        raw.close()
+        return stream._endpoint.reason
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_the_core_and_the_session_judge_alike(breach: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_core = reason(BREACHES[breach])
+    monkeypatch.setattr(streams, "lane_of", lambda _: None)
+    assert with_core == reason(BREACHES[breach])
+    assert with_core
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Stream, Stream]]:
+    """Two that are connected."""
+    listening = ListenPort("127.0.0.1", 0)
+    with (Stream(listening, Resources(WIDE)) as one,
+          Stream(DialPort(*listening.address), Resources(WIDE)) as two):
+        meeting = threading.Thread(target=two.connect, args=(10,))
+        meeting.start()
+        one.connect(10)
+        meeting.join()
+        yield one, two
+
+
+def receive(stream: Stream, number: int, most: int = 1 << 16) -> bytes:
+    whole = bytearray()
+    while len(whole) < number:
+        whole += stream.receive(min(most, number - len(whole)), timeout=20)
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bytes_arrive_in_order(ends: tuple[Stream, Stream], seed: int) -> None:
+    odd = random.Random(seed)
+    sizes = [odd.choice([1, 3, 100, LONG - 9, LONG - 8, LONG, 65536, 300_000, 3 << 20]) for _ in range(60)]
+    data, (one, two) = odd.randbytes(sum(sizes)), ends if seed % 2 else ends[::-1]
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(receive(two, len(data), odd.choice([1000, 65536, 1 << 20]))))
+    reader.start()
+    at = 0
+    for size in sizes:
+        one.send(data[at:at + size], timeout=20)
+        at += size
+    one.flush(timeout=20)
+    reader.join()
+    assert got == [data]
+
+
+def test_two_that_both_send_first_do_not_wait_for_each_other(ends: tuple[Stream, Stream]) -> None:
+    piece = bytes(1 << 20)
+
+    def side(index: int) -> None:
+        for _ in range(16):  # all that the other accepts: more than the kernel keeps
+            ends[index].send(piece, timeout=20)
+        receive(ends[index], 16 << 20)
+        ends[index].flush(timeout=20)
+
+    other = threading.Thread(target=side, args=(1,))
+    other.start()
+    side(0)
+    other.join()
+
+
+def test_a_reader_that_stops_holds_the_writer_back(ends: tuple[Stream, Stream]) -> None:
+    one, two = ends
+    for _ in range(16):
+        one.send(b"x", timeout=10)
+    with pytest.raises(TimedOutError, match="does not receive"):
+        one.send(b"y", timeout=0.1)
+    assert two.receive(100, timeout=10) == b"x"
+
+
+def test_what_was_received_is_known_though_the_reader_calls_no_more(ends: tuple[Stream, Stream]) -> None:
+    one, two = ends
+    for size in (1, 100, LONG, 1 << 20, 10):
+        for _ in range(3):
+            one.send(bytes(size))
+        assert len(receive(two, 3 * size)) == 3 * size
+        one.flush(timeout=10)
+
+
+def test_nothing_is_sent_after_the_end(ends: tuple[Stream, Stream]) -> None:
+    one, two = ends
+    one.send(b"last")
+    assert two.receive(10, timeout=10) == b"last"
+    one.flush(timeout=10)
+    two.close()
+    assert one.receive(10, timeout=10) == b""
+    with pytest.raises(PeerGoneError):
+        one.send(b"more", timeout=1)
