@@ -339,11 +339,6 @@ class Endpoint:
         return self._resources.accepts
 
     @property
-    def coming(self) -> bool:
-        """Whether the beginning of a frame of the peer's is here, so that the rest is due."""
-        return self._carrier is not None and self._carrier.coming
-
-    @property
     def status(self) -> Status:
         """How it is, for people and monitors: a peer that is slow or stopped, or rings without end, shows here."""
         masking = self._port.masking

@@ -317,7 +317,6 @@ class _EngineCarrier:
     """See `idc.transport.base.Carrier`: what the core has dealt with is not among the frames."""
 
     flushes = False
-    coming = False
 
     def __init__(self, engine: Engine, carrier: SharedCarrier) -> None:
         self.capacity = carrier.capacity

@@ -61,10 +61,6 @@ class Carrier(Protocol):
     def doorbells(self) -> int:
         """How often the peer was rung so far."""
 
-    @property
-    def coming(self) -> bool:
-        """Whether the beginning of a frame is here, so that its rest is due: nobody needs an answer before that."""
-
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long.
 

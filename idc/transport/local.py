@@ -36,7 +36,6 @@ class LocalCarrier:
 
     near = True
     flushes = False
-    coming = False  # frames come whole
     trips = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:

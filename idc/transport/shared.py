@@ -39,7 +39,6 @@ class SharedCarrier:
 
     near = True
     flushes = False
-    coming = False  # frames come whole
 
     def __init__(self, channel: MessageChannel) -> None:
         self.capacity = channel.entry.slots

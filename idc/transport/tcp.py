@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
 _post, _flush, _take = lib.idc_wire_post, lib.idc_wire_flush, lib.idc_wire_take
-_send, _into, _coming, _ready = lib.idc_wire_send, lib.idc_wire_into, lib.idc_wire_coming, lib.idc_wire_ready
+_send, _into, _ready = lib.idc_wire_send, lib.idc_wire_into, lib.idc_wire_ready
 _unpack = ffi.unpack
 _OK, _AGAIN, _TIMEOUT, _INTR, _PEER = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_PEER
 LONG: Final = lib.IDC_WIRE_LONG
@@ -107,8 +107,8 @@ class TcpCarrier:
         self.flows = _flows(connection)
         self._room = ffi.new("uint8_t[]", ROOM)
         self.wire = ffi.gc(ffi.new("struct idc_wire *", {"fd": connection.fileno(), "in": self._room, "room": ROOM,
-                                                          "longest": FRAME_BYTES, "most": MOST_UNSENT}),
-                            lib.idc_wire_free)
+                                                         "longest": FRAME_BYTES, "most": MOST_UNSENT}),
+                           lib.idc_wire_free)
         self._chars = ffi.cast("char *", self._room)
         self._head = ffi.cast("char *", self.wire.head)
         self._lens = ffi.new("uint32_t[]", BATCH)
@@ -237,11 +237,6 @@ class TcpCarrier:
         if rc == lib.IDC_TOOBIG:
             return ProtocolError(f"a frame of {self.wire.bad} bytes announced, {FRAME_BYTES} is the limit")
         return self._gone()
-
-    @property
-    def coming(self) -> bool:
-        """See there."""
-        return bool(_coming(self.wire))
 
     def arm(self) -> bool:
         """See there."""
