@@ -15,7 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[2] / "idc" / "core"
-ENDPOINT = HERE.parents[2] / "idc" / "endpoint"
+ENDPOINT, TRANSPORT = (HERE.parents[2] / "idc" / name for name in ("endpoint", "transport"))
 GCC = shutil.which("gcc")
 
 
@@ -26,7 +26,8 @@ def build(core: Path, target: Path, sanitizer: str, program: str = "stress.c") -
         GCC, "-std=c11", "-g", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror",
         "-Wno-tsan",  # fences: TSan takes none into account, and no order that it needs comes from one
         "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}", f"-I{ENDPOINT}",
-        *map(str, sorted(core.glob("*.c"))), str(ENDPOINT / "transact.c"), str(HERE / program), "-o", str(target),
+        f"-I{TRANSPORT}", *map(str, sorted(core.glob("*.c"))), str(ENDPOINT / "transact.c"),
+        str(TRANSPORT / "wire.c"), str(HERE / program), "-o", str(target),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -52,6 +53,13 @@ def test_transactions_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
     done = run(build(CORE, tmp_path / "engine", sanitizer, "engine_stress.c"), 3000)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.count("late 0") == 3
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_frames_over_a_socket_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
+    done = run(build(CORE, tmp_path / "wire", sanitizer, "wire_stress.c"), 1000)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout.startswith("1000 frames")
 
 
 @pytest.mark.parametrize(
