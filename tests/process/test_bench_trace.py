@@ -3,11 +3,12 @@
 import pytest
 
 from idc.measure.traced import VARIANTS, build
-from testbed.bench import tracing
+from testbed.bench import scenes, tracing
 from testbed.bench.groups import Group, Pace, measure
 from testbed.bench.names.trace import groups
 from testbed.bench.places import processes
-from testbed.bench.tracing import WORKS, Measurement, Processes, Work, interval, subjects
+from testbed.bench.scenes import Processes
+from testbed.bench.tracing import WORKS, Measurement, Work, interval, subjects
 
 TINY = Pace(rounds=2, seconds=0.01, scout_seconds=0.001, kept=1, quick=True)
 
@@ -28,7 +29,7 @@ def test_each_variant_has_a_row_and_each_cost_an_interval(work: Work) -> None:
     assert set(rows) == {("trace", variant) for variant in VARIANTS} | {
         (name, variant) for name in ("trace-cost", "trace-bound") for variant in ("off", "on")}
     for variant in VARIANTS:
-        assert rows["trace", variant].samples >= 2 * tracing.LEAST_TURNS * tracing.COUNT // work.outstanding
+        assert rows["trace", variant].samples >= 2 * tracing.LEAST_TURNS * scenes.COUNT // work.outstanding
         assert rows["trace", variant].outstanding == (work.outstanding if work.outstanding > 1 else None)
     assert "95 % interval" in rows["trace-cost", "on"].note
     assert "turns" in rows["trace-cost", "off"].note

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from testbed.bench.groups import Group
 from testbed.bench.names import Bench
-from testbed.bench.tracing import WORKS, Machines, Measurement, Processes, Stage, subjects
+from testbed.bench.scenes import Machines, Processes, Stage
+from testbed.bench.tracing import WORKS, Measurement, subjects
 
 if TYPE_CHECKING:
     from testbed.bench.groups import Pace
