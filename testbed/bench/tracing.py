@@ -120,8 +120,9 @@ def _said(end: Ended) -> str:
 
 
 def interval(changes: list[float]) -> tuple[float, float, float]:
-    """(mean, least, most) of the middle nine tenths, with 95 % confidence; each a part of one."""
-    cut = len(changes) // 20
+    """(mean, least, most) of the middle nine tenths, without the ends in any case, with 95 % confidence; each a part of
+    one. At least 10 changes."""
+    cut = max(len(changes) // 20, 1)
     kept = sorted(changes)[cut:len(changes) - cut]
     mean = statistics.fmean(kept)
     # Winsorised deviation: what a trimmed mean's error is estimated by.

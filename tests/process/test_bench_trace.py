@@ -46,3 +46,5 @@ def test_an_interval_holds_the_mean_and_narrows() -> None:
     for mean, least, most in (few, many):
         assert least < mean < most
     assert many[2] - many[1] < few[2] - few[1]
+    _, least, most = interval([0.01, 0.02, 0.03] * 3 + [20.0])
+    assert most - least < 0.1, "one turn in which the machine stood still"
