@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, REQUEST_MAGIC = 0x25609513, REPLY_MAGIC = 0x67446698, REPLY_BYTES = 16, REPLIES_AT_ONCE = 32,
-       BUDGET = 64, HANDLER_FAILED = 0xFFFF };
+       BUDGET = 64, CROWD = 4, HANDLER_FAILED = 0xFFFF };
 /* Of the kernel's <linux/nbd.h>: the wire's numbers. */
 enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_TRIM = 4, CMD_WRITE_ZEROES = 6, FLAG_FUA = 1 };
 
@@ -218,17 +218,36 @@ static void complete(struct idc_nbd *n, uint64_t cookie, bool known, uint32_t er
 
 /* --- from the kernel --- */
 
-/* Bytes got; 0: none now, or the socket has ended. */
+static uint64_t from_socket(struct idc_nbd *n, void *into, uint64_t len)
+{
+    ssize_t got = n->drained ? 0 : recv(n->fd, into, len, MSG_DONTWAIT);
+    if (n->drained || (got < 0 && (errno == EAGAIN || errno == EINTR)))
+        return 0;
+    if (got <= 0)
+        socket_ended(n, IDC_NBD_CLOSED);
+    n->drained = got < (ssize_t)len; /* whatever comes later, poll(2) tells */
+    return got > 0 ? (uint64_t)got : 0;
+}
+
+/* Bytes got; 0: none now, or the socket has ended. What is short is read with what lies behind it: each call on the socket
+ * also wakes the kernel's receiver, for nothing, which costs more than the call. */
 static uint64_t receive(struct idc_nbd *n, void *into, uint64_t len)
 {
-    ssize_t got = recv(n->fd, into, len, MSG_DONTWAIT);
-    if (got > 0) {
-        n->bytes_in += (uint64_t)got;
-        return (uint64_t)got;
+    uint64_t got;
+    if (n->staged == 0 && len < sizeof n->stage) {
+        n->stage_at = 0;
+        n->staged = (uint32_t)from_socket(n, n->stage, sizeof n->stage);
     }
-    if (got == 0 || (errno != EAGAIN && errno != EINTR))
-        socket_ended(n, IDC_NBD_CLOSED);
-    return 0;
+    if (n->staged > 0) {
+        got = n->staged < len ? n->staged : len;
+        memcpy(into, n->stage + n->stage_at, got);
+        n->stage_at += (uint32_t)got;
+        n->staged -= (uint32_t)got;
+    } else {
+        got = len < sizeof n->stage ? 0 : from_socket(n, into, len);
+    }
+    n->bytes_in += got;
+    return got;
 }
 
 /* What a header asks for. False: no room for it now. */
@@ -307,14 +326,22 @@ static uint64_t read_some(struct idc_nbd *n)
     return begin(n) ? sizeof n->header : 0;
 }
 
-static int64_t work(struct idc_nbd *n)
+static int64_t send_all(struct idc_nbd *n)
 {
-    int64_t done = submit_waiting(n);
-    for (int turn = 0; turn < BUDGET && n->end == IDC_NBD_STANDS && !n->wants_room && read_some(n) > 0; turn++)
-        done++;
+    int64_t done = 0;
     while (n->end == IDC_NBD_STANDS && n->out_first != 0 && send_some(n) > 0)
         done++;
     return done;
+}
+
+static int64_t work(struct idc_nbd *n)
+{
+    int64_t done = send_all(n); /* first: somebody waits for it */
+    done += submit_waiting(n);
+    n->drained = 0;
+    for (int turn = 0; turn < BUDGET && n->end == IDC_NBD_STANDS && !n->wants_room && read_some(n) > 0; turn++)
+        done++;
+    return done + send_all(n);
 }
 
 /* What the pump is to look for. A header that found no room is not in the socket any more, so it asks to be called. */
@@ -324,6 +351,12 @@ static void set_wants(struct idc_nbd *n)
     bool stands = n->fd >= 0 && n->end == IDC_NBD_STANDS;
     fd->fd = n->fd;
     fd->want = !stands ? 0 : (n->wants_room ? 0 : POLLIN) | (n->out_first != 0 ? POLLOUT : 0);
+}
+
+/* Whether something is to be done that poll(2) does not tell of. */
+static bool goes_on(const struct idc_nbd *n)
+{
+    return n->fd >= 0 && n->end == IDC_NBD_STANDS && n->staged > 0 && !n->wants_room;
 }
 
 /* --- what its pump calls --- */
@@ -349,6 +382,7 @@ static int64_t from_kernel(struct idc_pump *pump, uint32_t index, uint32_t event
     lock(n);
     int64_t done = n->fd >= 0 && n->end == IDC_NBD_STANDS ? work(n) : submit_waiting(n);
     set_wants(n);
+    pump->more |= goes_on(n);
     unlock(n);
     return done;
 }
@@ -384,6 +418,7 @@ int idc_nbd_start(struct idc_nbd *n, struct idc_pump *pump)
     pump->done = answered;
     pump->context = n;
     pump->count = 2;
+    pump->crowd = CROWD;
     pump->fds[KICK] = (struct idc_pump_fd){.fd = n->kick_fd, .want = POLLIN};
     set_wants(n);
     return 0;
@@ -410,7 +445,7 @@ void idc_nbd_open(struct idc_nbd *n, int fd)
     n->fd = fd;
     n->end = IDC_NBD_STANDS;
     n->waiting = n->out_first = n->out_last = n->out_done = n->wants_room = n->got = n->filling = 0;
-    n->skip = 0;
+    n->skip = n->staged = 0;
     for (uint32_t s = 0; s < IDC_NBD_SLOTS; s++) {
         struct idc_nbd_slot *slot = &n->slots[s];
         if (slot->state == IDC_NBD_SENT)
@@ -451,8 +486,9 @@ int64_t idc_nbd_fail(struct idc_nbd *n, uint32_t error)
             n->waiting = slot->next;
             reply(n, slot, error);
         }
-        if (n->fd >= 0 && n->end == IDC_NBD_STANDS)
-            done = work(n);
+        do
+            done += n->fd >= 0 && n->end == IDC_NBD_STANDS ? work(n) : 0;
+        while (goes_on(n));
     }
     unlock(n);
     return done;

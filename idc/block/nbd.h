@@ -50,6 +50,8 @@ struct idc_nbd {
     uint32_t got, filling;   /* bytes of the header; slot + 1 whose payload is being read */
     uint64_t filled, skip;   /* bytes of that; bytes of a payload to be thrown away */
     uint8_t header[28];
+    uint8_t stage[896];      /* what one call has read, of 32 requests at most: see receive() */
+    uint32_t staged, stage_at, drained; /* bytes left of it; the socket had no more */
     uint32_t hint, outstanding;
     uint64_t requests, errors, replayed, bytes_in, bytes_out, stalls;
 };
