@@ -101,8 +101,7 @@ struct idc_ring {
     uint64_t bad;                        /* the offending value */
     int32_t wake_fd;                     /* eventfd that the peer's bell makes readable; -1: none, poll only */
     uint32_t nwatch;
-    uint32_t spin_score, waits;          /* whether spinning has paid of late */
-    uint32_t trial, trial_gap, next_trial; /* waits left of a trial of spinning; see wait.c */
+    uint32_t spin_score;                 /* whether spinning has paid, or would have, of late */
     struct idc_bell bell;
     struct idc_watch watch[4];
     struct idc_mask mask_state;

@@ -23,6 +23,8 @@ enum {
     POLLS_PER_LOOK = 256,   /* polls between looks at the clock and the watch words: a look costs 20 polls */
     RECHECK_NS = 100000000, /* the safety recheck */
     IN_FLIGHT_NS = 5000000, /* a doorbell this much behind its data was under way, not lost */
+    BELL_WORTH = 32,        /* how much longer it takes to be woken at both ends than to ring */
+    SPIN_MOST_NS = 2000000, /* no wake-up is worth a longer spin */
 };
 
 static inline uint64_t load_acquire(const uint64_t *word)
@@ -42,6 +44,8 @@ static inline void store_release(uint64_t *word, uint64_t value)
 
 extern int idc_pause_is_cheap; /* set by idc_wait_setup */
 extern int idc_cpus;
+/* The least that ringing a doorbell has taken so far, ns: an eventfd's, and one behind a register. */
+extern _Atomic uint64_t idc_bell_ns[2] __attribute__((visibility("hidden")));
 /* Not 0: idc_fault_pass has something to do. Hidden: one load less at each point. */
 extern int idc_fault_armed __attribute__((visibility("hidden")));
 /* idc_mask_sleep on several descriptors, of which fds[0] may be masked: 1 when that was rung; 0 after ns, or when others are
@@ -152,10 +156,41 @@ static inline bool may_take(const struct idc_ring *r)
     return (r->kind | (r->role ^ IDC_CONSUMER) | (uint32_t)r->ended) == 0;
 }
 
+/* The score after a wait that polling did for, or would have. It rises faster than it falls: two sides meet only while both
+ * poll, so whoever may gain polls in most of its waits. */
+static inline uint32_t learned(uint32_t score, bool won)
+{
+    if (won)
+        return score + SCORE_WON < SCORE_MAX ? score + SCORE_WON : SCORE_MAX;
+    return score - (score > 0);
+}
+
 static inline void spin_won(struct idc_ring *r)
 {
-    r->spin_score = r->spin_score + SCORE_WON < SCORE_MAX ? r->spin_score + SCORE_WON : SCORE_MAX;
+    r->spin_score = learned(r->spin_score, true);
     r->count.spins_won++;
+}
+
+/* What being woken costs, ns, judged by what ringing takes; 0: nobody was rung yet. */
+static inline uint64_t wake_cost(const struct idc_ring *r)
+{
+    uint64_t cost = BELL_WORTH * atomic_load_explicit(&idc_bell_ns[r->bell.reg != NULL], memory_order_relaxed);
+    return cost < SPIN_MOST_NS ? cost : SPIN_MOST_NS;
+}
+
+/* How long a wait may poll, ns: as long as was said, or as a wake-up costs where that is by way of a hypervisor. */
+static inline uint64_t patience(const struct idc_ring *r, int64_t spin_ns)
+{
+    bool far = r->bell.reg != NULL;
+    if (spin_ns <= 0 || (idc_cpus == 1 && !far))
+        return 0; /* on one CPU a peer that is a process here cannot move while this one polls */
+    return far && wake_cost(r) > (uint64_t)spin_ns ? wake_cost(r) : (uint64_t)spin_ns;
+}
+
+/* A wait that slept so long would have been short enough, had both sides been awake. */
+static inline uint64_t would_do(const struct idc_ring *r, uint64_t allowed)
+{
+    return allowed > 0 ? 2 * allowed + wake_cost(r) : 0;
 }
 
 static inline uint8_t *slot_at(const struct idc_ring *r, uint64_t index)

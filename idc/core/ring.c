@@ -50,7 +50,6 @@ int idc_ring_open(struct idc_ring *r, void *control, void *data, uint32_t kind, 
         .role = role,
         .wake_fd = -1,
         .spin_score = 8,
-        .trial_gap = 1,
         .bell = {.reg = NULL, .value = 0, .eventfd = -1},
     };
     return IDC_OK;

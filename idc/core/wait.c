@@ -1,4 +1,6 @@
 /* Waiting for the peer and waking it: spin while that pays, then arm the event word, look again, and block.
+ * Whether spinning pays each wait says when it is over, also one that slept (learned, would_do), as in the kernel's halt
+ * polling: so two sides that sleep though both had better poll find out, which neither can by polling alone.
  * May depend on inner.h, poll(2) and eventfds. */
 #include "inner.h"
 
@@ -18,15 +20,12 @@ enum {
     LOOK_MOST_NS = 16000000,     /* the same, when there is nothing but rings */
     CALM = 4,                    /* rings between two looks that are no storm */
     STORM = 1024,                /* wake-ups to nothing in one wait, then IDC_INTR: none of these polls sees a signal */
-    PROBE_EVERY = 16,            /* waits between attempts to spin when spinning has not paid */
-    TRIAL_NS = 500000,           /* how long a wait of a trial polls: longer than a doorbell there and back takes */
-    TRIAL_WAITS = 20,            /* a trial; more than PROBE_EVERY, so that the peer probes meanwhile */
-    TRIAL_GAP = 64,              /* waits to the next trial; doubled by each that fails */
-    TRIAL_GAP_MOST = 512,
+    FAR_YIELD_NS = 500000,       /* the same for a peer on another machine, which needs none of this one's CPUs */
 };
 
 int idc_pause_is_cheap = 1;
 int idc_cpus = 1;
+_Atomic uint64_t idc_bell_ns[2];
 
 uint64_t idc_now_ns(void)
 {
@@ -50,10 +49,19 @@ void idc_wait_setup(void)
     idc_pause_is_cheap = best < (uint64_t)PAUSES * CHEAP_NS;
 }
 
+static void took(_Atomic uint64_t *least, uint64_t start)
+{
+    uint64_t ns = idc_now_ns() - start, before = atomic_load_explicit(least, memory_order_relaxed);
+    if (before == 0 || ns < before)
+        atomic_store_explicit(least, ns, memory_order_relaxed); /* of two at once one is lost, which does no harm */
+}
+
 int idc_bell_ring(const struct idc_bell *bell)
 {
+    uint64_t start = idc_now_ns();
     if (bell->reg != NULL) {
         *bell->reg = bell->value; /* the fence in idc_notify ordered the data before this store */
+        took(&idc_bell_ns[1], start);
         return IDC_OK;
     }
     static const uint64_t one = 1;
@@ -63,6 +71,7 @@ int idc_bell_ring(const struct idc_bell *bell)
         if (errno != EINTR)
             return IDC_EINVAL;
     }
+    took(&idc_bell_ns[0], start);
     return IDC_OK;
 }
 
@@ -156,7 +165,7 @@ int idc_bell_wait(int fd, int64_t timeout_ns)
 static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns, uint64_t *spent)
 {
     uint64_t start = 0, now;
-    bool elsewhere = r->bell.reg != NULL; /* the peer is another machine, which needs none of this one's CPUs */
+    bool elsewhere = r->bell.reg != NULL;
     const uint8_t *second = r->touch != 0 ? slot_at(r, r->pos) + LINE : NULL;
     for (uint32_t polls = 1;; polls++) {
         int rc = ready(r, need);
@@ -177,7 +186,7 @@ static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns, uint64_t 
         *spent = now - start;
         if (*spent >= budget_ns)
             return 0;
-        if (elsewhere ? *spent >= TRIAL_NS : *spent >= YIELD_AFTER_NS || idc_cpus == 1)
+        if (elsewhere ? *spent >= FAR_YIELD_NS : *spent >= YIELD_AFTER_NS || idc_cpus == 1)
             sched_yield();
     }
 }
@@ -225,30 +234,6 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
     }
 }
 
-/* How long this wait may poll, 0: not at all. Where a doorbell costs more than `allowed`, polling can pay and yet never be
- * seen to: of two sides that sleep, the one that polls gives up before the other, which has to be woken, has answered.
- * So now and then comes a trial: some waits in a row that poll for long, until the peer's next probe finds this side
- * awake. Unless that makes waits as short as allowed, which scores, all goes on as before. */
-static uint64_t spin_budget(struct idc_ring *r, uint64_t allowed)
-{
-    if (r->spin_score >= SCORE_SPIN) {
-        r->trial = 0;
-        r->trial_gap = TRIAL_GAP;
-        r->next_trial = r->waits + TRIAL_GAP;
-        return allowed;
-    }
-    if (r->trial == 0 && (int32_t)(r->waits - r->next_trial) >= 0) {
-        r->trial = TRIAL_WAITS;
-        r->trial_gap = r->trial_gap < TRIAL_GAP_MOST ? 2 * r->trial_gap : TRIAL_GAP_MOST;
-        r->next_trial = r->waits + r->trial_gap;
-    }
-    if (r->trial > 0) {
-        r->trial--;
-        return allowed < TRIAL_NS ? TRIAL_NS : allowed;
-    }
-    return r->waits % PROBE_EVERY == 0 ? allowed : 0;
-}
-
 int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout_ns)
 {
     if (r->ended != IDC_OK)
@@ -258,27 +243,24 @@ int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout
     int rc = idc_notify(r); /* what was posted must be announced before I wait for its effect */
     if (rc != IDC_OK)
         return rc;
-    /* On one CPU a peer that is a process here cannot move while I spin; one behind a register is another machine. */
-    bool alone = idc_cpus == 1 && r->bell.reg == NULL;
     bool poll_only = spin_ns < 0 || r->wake_fd < 0;
-    uint64_t allowed = poll_only ? POLL_ONLY_NS : (uint64_t)spin_ns, spent = 0;
-    uint64_t budget = poll_only || alone || allowed == 0 ? allowed : spin_budget(r, allowed);
-    if (timeout_ns >= 0 && budget > (uint64_t)timeout_ns)
-        budget = (uint64_t)timeout_ns;
-    if (poll_only || (budget > 0 && !alone)) {
+    uint64_t allowed = poll_only ? POLL_ONLY_NS : patience(r, spin_ns), spent = 0;
+    uint64_t budget = timeout_ns >= 0 && allowed > (uint64_t)timeout_ns ? (uint64_t)timeout_ns : allowed;
+    bool polls = poll_only || (budget > 0 && r->spin_score >= SCORE_SPIN);
+    if (polls) {
         rc = spin(r, need, budget, &spent);
         if (rc == 0 && poll_only)
             return timeout_ns >= 0 && budget == (uint64_t)timeout_ns ? IDC_TIMEOUT : IDC_INTR;
-        if (rc == 1 && spent <= allowed) {
-            spin_won(r);
-        } else if (rc == 0) {
-            r->trial = 0; /* longer than any doorbell takes: the peer has nothing to say */
-            r->spin_score -= r->spin_score > 0;
-        }
+        r->count.spins_won += rc == 1;
+        if (rc >= 0)
+            r->spin_score = learned(r->spin_score, rc == 1);
     }
-    r->waits++;
-    if (rc == 0)
-        rc = sleep_until(r, need, timeout_ns < 0 ? UINT64_MAX : idc_now_ns() + (uint64_t)timeout_ns - spent);
+    if (rc == 0) {
+        uint64_t start = idc_now_ns();
+        rc = sleep_until(r, need, timeout_ns < 0 ? UINT64_MAX : start + (uint64_t)timeout_ns - spent);
+        if (rc == 1 && !polls)
+            r->spin_score = learned(r->spin_score, idc_now_ns() - start <= would_do(r, allowed));
+    }
     return rc == 1 ? IDC_OK : rc;
 }
 

@@ -7,9 +7,6 @@
 #include <sched.h>
 #include <unistd.h>
 
-/* A doorbell register is written by way of the hypervisor, and being woken by one costs a multiple of that at both ends: polls
- * are worth so many times what writing it takes, but no longer than the second. */
-enum { BELL_WORTH = 100, SPIN_MOST_NS = 2000000 };
 enum { POLLS_PER_TRY = 64 }; /* polls of the ring between two tries of descriptors */
 
 int idc_pump_announce(struct idc_pump *p)
@@ -17,13 +14,7 @@ int idc_pump_announce(struct idc_pump *p)
     struct idc_ring *tx = p->engine->tx;
     if (tx->pos - tx->notified <= (p->quiet_at == tx->notified ? p->quiet : 0))
         return IDC_OK; /* nothing, or only what can wait */
-    if (tx->bell.reg == NULL)
-        return idc_notify(tx);
-    uint64_t rung = tx->count.doorbells, start = idc_now_ns();
-    int rc = idc_notify(tx);
-    uint64_t taken = tx->count.doorbells != rung ? idc_now_ns() - start : UINT64_MAX;
-    p->bell_ns = p->bell_ns == 0 || taken < p->bell_ns ? taken : p->bell_ns;
-    return rc;
+    return idc_notify(tx);
 }
 
 void idc_pump_hush(struct idc_pump *p)
@@ -100,28 +91,6 @@ static int spin(struct idc_pump *p, uint64_t budget_ns)
     }
 }
 
-/* How long a wait may poll, ns. */
-static uint64_t patience(const struct idc_pump *p, int64_t spin_ns)
-{
-    bool alone = idc_cpus == 1 && p->engine->rx->bell.reg == NULL; /* a peer that is a process here cannot move meanwhile */
-    uint64_t own = spin_ns > 0 && !alone ? (uint64_t)spin_ns : 0;
-    uint64_t worth = p->bell_ns == UINT64_MAX ? 0 : BELL_WORTH * p->bell_ns;
-    worth = worth > SPIN_MOST_NS ? SPIN_MOST_NS : worth;
-    return own > 0 && worth > own ? worth : own;
-}
-
-/* A wait is over. Its length says whether polling was right, or would have been: so there are no probes, and two ends that sleep
- * though both had better poll find out. A wait that slept is longer by what waking took. */
-static void learn(struct idc_pump *p, uint64_t allowed, bool slept)
-{
-    uint64_t taken = idc_now_ns() - p->since;
-    p->since = 0;
-    if (taken <= (slept ? 2 * allowed : allowed))
-        p->score = p->score + SCORE_WON < SCORE_MAX ? p->score + SCORE_WON : SCORE_MAX;
-    else
-        p->score -= p->score > 0;
-}
-
 /* Arms, looks once more, and sleeps. */
 static int nap(struct idc_pump *p, uint64_t ns)
 {
@@ -160,22 +129,28 @@ static int nap(struct idc_pump *p, uint64_t ns)
 /* Until there is something to do, or ns are over. */
 static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
 {
-    uint64_t allowed = patience(p, spin_ns);
+    struct idc_ring *rx = p->engine->rx;
+    uint64_t allowed = patience(rx, spin_ns);
     bool begins = p->since == 0, crowd = p->crowd > 0 && p->engine->outstanding >= p->crowd;
     if (begins)
         p->since = idc_now_ns();
-    if (begins && !crowd && allowed > 0 && p->score >= SCORE_SPIN) {
+    bool polls = begins && !crowd && allowed > 0 && p->score >= SCORE_SPIN;
+    int rc = 0;
+    if (polls) {
         p->count_of.spins++;
-        int rc = spin(p, allowed < ns ? allowed : ns);
+        rc = spin(p, allowed < ns ? allowed : ns);
         p->count_of.spins_won += rc > 0;
-        if (rc > 0)
-            learn(p, allowed, false);
-        if (rc != 0)
-            return rc;
+        if (rc >= 0)
+            p->score = learned(p->score, rc > 0);
+        p->since = rc == 0 ? UINT64_MAX : p->since; /* nothing more is to be learned from it */
     }
-    int rc = nap(p, ns);
+    if (rc == 0) {
+        rc = nap(p, ns);
+        if (rc > 0 && p->since != UINT64_MAX)
+            p->score = learned(p->score, idc_now_ns() - p->since <= would_do(rx, allowed));
+    }
     if (rc > 0)
-        learn(p, allowed, true);
+        p->since = 0;
     if (rc > 0 && crowd)
         sched_yield(); /* whoever fills the descriptors, or waits for what was moved, may be about to say more */
     return rc;

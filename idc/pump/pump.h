@@ -48,8 +48,7 @@ struct idc_pump {
     uint32_t more;          /* `ready` stopped before all was done: it is called again without asking the kernel */
     int32_t error;          /* `ready` failed: errno, or a negative result of the core's */
     uint32_t score;         /* whether polling has paid, or would have, of late */
-    uint64_t since;         /* ns: when the wait began that goes on; 0: none does */
-    uint64_t bell_ns;       /* the least that ringing the peer has taken */
+    uint64_t since;         /* ns: when the wait began that goes on; 0: none does; all ones: it teaches nothing */
     uint64_t quiet, quiet_at;
     struct idc_pump_counters count_of;
 };

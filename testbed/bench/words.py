@@ -20,7 +20,7 @@ _SHORT = {"msg/s": "msg/s", "txn/s": "txn/s", "B/s": "B/s", "iops": "IO/s"}
 
 def is_peer(row: Row) -> bool:
     """Whether it is what a user would pick instead."""
-    return row.path not in (*OURS, "limit", "ring")
+    return row.path not in (*OURS, "limit", "ring", "nbd-local")
 
 
 def title(row: Row, *, variant: bool = True) -> str:

@@ -116,8 +116,8 @@ class Figure:
 
 _MODES: Final = {"poll": "polled", "doorbell": "doorbell", "adaptive": "adaptive"}
 _PEERS: Final = {"tcp": "TCP", "unix": "Unix", "vsock": "vsock", "iceoryx2": "iceoryx2", "ring": "ring alone",
-                 "idc-tcp": "IDC over TCP", "nbd-tcp": "NBD over TCP", "virtio-blk": "virtio-blk",
-                 "virtio-net": "virtio-net", "virtio-9p": "virtio-9p"}
+                 "idc-tcp": "IDC over TCP", "nbd-tcp": "NBD over TCP", "nbd-local": "NBD within one VM",
+                 "virtio-blk": "virtio-blk", "virtio-net": "virtio-net", "virtio-9p": "virtio-9p"}
 _LIMITS: Final = {"poll": "bare cache line", "doorbell": "bare doorbell", "pipeline": "bare pipeline",
                   "copy": "local copy"}
 

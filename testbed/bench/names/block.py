@@ -1,8 +1,9 @@
 """Block devices by fio: ours, and what a user would pick instead: NBD over TCP, and virtio-blk.
 
 All on the same two VMs: the device of class `block`; nbd-server in the back end's VM, to which the kernel's nbd of the
-front end's connects over the network, by one connection and by several, the better of which counts; and a virtio disk
-of the front end's. The three take turns. Images lie in memory (tmpfs), so that no disk is measured. Depends on
+front end's connects over the network, by one connection and by several, the better of which counts; a virtio disk of
+the front end's; and nbd-server in the front end's VM itself by a Unix socket, which shows what the kernel's nbd takes
+when nothing has to cross. All take turns. Images lie in memory (tmpfs), so that no disk is measured. Depends on
 `testbed.devices` and below.
 """
 
@@ -39,10 +40,13 @@ JOBS: Final = (("randread", "randread", 4096, 1), ("randread", "randread", 4096,
                ("seqread", "read", MIB, 1), ("seqwrite", "write", MIB, 1))
 #: Connections of nbd-tcp, by device: the best of them is its row.
 CONNECTIONS: Final = {"/dev/nbd8": 1, "/dev/nbd9": 4}
+#: nbd-server in the front end's VM, and its device.
+SOCKET, LOCAL = "/run/nbd.sock", "/dev/nbd7"
 _SERVER: Final = """[generic]
 allowlist = true
+{option}
 [disk]
-exportname = /dev/shm/tcp
+exportname = /dev/shm/{image}
 """
 
 
@@ -79,15 +83,20 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
 
 
 def _prepare(bed: Testbed, front: Vm, back: Vm, address: str) -> list[_Way]:
-    for name in ("ours", "tcp"):
-        back.succeed(f"dd if=/dev/zero of=/dev/shm/{name} bs=1M count={SIZE // MIB} status=none", timeout=120)
+    for vm, name in ((back, "ours"), (back, "tcp"), (front, "local")):
+        vm.succeed(f"dd if=/dev/zero of=/dev/shm/{name} bs=1M count={SIZE // MIB} status=none", timeout=120)
     bed.devices.attach("block", "front", "back", {"image": "/dev/shm/ours"}, wait=240)
-    back.succeed(f"cat > /run/nbd.conf <<'EOF'\n{_SERVER}EOF\nnbd-server -C /run/nbd.conf", timeout=60)
-    ways = [_Way("ivshmem", "/dev/nbd0"), _Way("virtio-blk", "/dev/vdb")]
-    for device, count in CONNECTIONS.items():
-        front.succeed(f"nbd-client {address} {device} -N disk -C {count}",
-                      f"echo 1024 > /sys/block/{Path(device).name}/queue/max_sectors_kb", timeout=60)
-        ways.append(_Way("nbd-tcp", device, f"{count} connection{'s' if count > 1 else ''}"))
+    for vm, image, option in ((back, "tcp", ""), (front, "local", f"unixsock = {SOCKET}")):
+        text = _SERVER.format(image=image, option=option)
+        vm.succeed(f"cat > /run/nbd.conf <<'EOF'\n{text}EOF\nnbd-server -C /run/nbd.conf", timeout=60)
+    ways = [_Way("ivshmem", "/dev/nbd0"), _Way("virtio-blk", "/dev/vdb"), _Way("nbd-local", LOCAL)]
+    clients = {device: f"{address} {device} -N disk -C {count}" for device, count in CONNECTIONS.items()}
+    front.wait_until_succeeds(f"test -S {SOCKET}")
+    for device, arguments in (clients | {LOCAL: f"-unix {SOCKET} {LOCAL} -N disk"}).items():
+        front.succeed(f"nbd-client {arguments}", f"echo 1024 > /sys/block/{Path(device).name}/queue/max_sectors_kb",
+                      timeout=60)
+    ways += [_Way("nbd-tcp", device, f"{count} connection{'s' if count > 1 else ''}")
+             for device, count in CONNECTIONS.items()]
     return ways
 
 
@@ -130,5 +139,5 @@ def _rows(ways: list[_Way], op: str, size: int, depth: int, note: str) -> list[F
     return found
 
 
-BENCH = Bench("block", "fio on a block device, beside NBD over TCP and virtio-blk", alone=measure, default=False,
-              order=70)
+BENCH = Bench("block", "fio on a block device, beside NBD over TCP, NBD within one VM, and virtio-blk", alone=measure,
+              default=False, order=70)

@@ -7,6 +7,7 @@
     polled: ["polled", "circle"], doorbell: ["doorbell", "square"], adaptive: ["adaptive", "triangle"],
     copy: ["polled", "circle"], map: ["doorbell", "square"], handover: ["adaptive", "triangle"], idc: ["polled", "circle"],
     limit: ["limit", "plus", "6 3"], limit2: ["limit", "times", "2 3"], ring: ["limit", "plus", "6 3"],
+    "nbd-local": ["limit", "plus", "6 3"],
     tcp: ["peer", "diamond", "8 2 2 2"], "nbd-tcp": ["peer", "diamond", "8 2 2 2"], "virtio-net": ["peer", "diamond", "8 2 2 2"],
     unix: ["peer", "star", "8 2 2 2"], "virtio-blk": ["peer2", "wye", "4 2"], iceoryx2: ["peer2", "wye", "4 2"],
     vsock: ["peer2", "star", "4 2"], "idc-tcp": ["adaptive", "asterisk", "8 2 2 2"], boot: ["polled", "circle"],
