@@ -23,7 +23,7 @@ enum {
     POLLS_PER_LOOK = 256,   /* polls between looks at the clock and the watch words: a look costs 20 polls */
     RECHECK_NS = 100000000, /* the safety recheck */
     IN_FLIGHT_NS = 5000000, /* a doorbell this much behind its data was under way, not lost */
-    BELL_WORTH = 32,        /* how much longer it takes to be woken at both ends than to ring */
+    BELL_WORTH = 64,        /* how much longer it takes to be woken at both ends than to ring */
     SPIN_MOST_NS = 2000000, /* no wake-up is worth a longer spin */
 };
 
