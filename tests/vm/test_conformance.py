@@ -14,7 +14,7 @@ SUITE = Path(__file__).parent.parent / "conformance"
 SCENARIOS = ("many", "ordered", "messages", "cycle", "mistakes", "reuse", "stream", "mirror", "gather",
              "pairs", "stack",
              "bytes", "strategies", "revoke", "cut", "forward", "faces", "both-lend")
-pytestmark = pytest.mark.timeout(900)  # each scenario starts two interpreters in emulated guests
+pytestmark = pytest.mark.timeout(900)  # a slow machine takes its time
 LIMIT = 60.0
 
 
@@ -27,13 +27,19 @@ def bed() -> Iterator[Testbed]:
         yield bed
 
 
-def both_sides(bed: Testbed, front: str, back: str) -> None:
-    """One pair of processes for each scenario: none may meet the one before."""
+def both_sides(bed: Testbed, **addresses: str) -> None:
+    """One pair of processes for each scenario: none may meet the one before, so each begins when both have ended."""
+    ends = {end: bed.vms[end].spawn(["python3", "/tmp/side.py", end, address], stdin=True)
+            for end, address in addresses.items()}
+    lines = {end: process.lines(LIMIT) for end, process in ends.items()}
     for name in SCENARIOS:
-        there = bed.vms["back"].spawn(f"python3 /tmp/side.py back {back} {name}")
-        assert bed.vms["front"].succeed(f"python3 /tmp/side.py front {front} {name}", timeout=LIMIT) == f"{name} ok\n"
-        done = there.wait(LIMIT)
-        assert done.exit_code == 0, done.err
+        for process in ends.values():
+            process.write(f"{name}\n".encode())
+        told = {end: next(lines[end], "ended") for end in ends}
+        assert set(told.values()) == {f"{name} ok"}, (told, [ends[end].output_so_far()[1].decode() for end in ends])
+    for process in ends.values():
+        process.close_stdin()
+        assert process.wait(LIMIT).exit_code == 0
 
 
 def test_nothing_is_left_out() -> None:
@@ -48,10 +54,10 @@ def test_ivshmem(bed: Testbed) -> None:
     names = ("service", "service-1", "service-2", "service-3")  # a scenario counts them from its address
     channels = [ChannelSpec(name, Kind.MESSAGE, "front", "back", 64 * 512, 512) for name in names]
     bed.region(RegionSpec("link", 1 << 20, {"front": Rights.RW, "back": Rights.RW}, channels))
-    both_sides(bed, "ivshmem:link/service", "ivshmem:link/service")
+    both_sides(bed, front="ivshmem:link/service", back="ivshmem:link/service")
 
 
 def test_tcp(bed: Testbed) -> None:
     assert bed.network is not None
     address = bed.network.members[1].address
-    both_sides(bed, f"tcp-dial:{address}:7100", f"tcp-listen:{address}:7100")
+    both_sides(bed, front=f"tcp-dial:{address}:7100", back=f"tcp-listen:{address}:7100")
