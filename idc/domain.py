@@ -20,7 +20,8 @@ services are looked for that IDC_SERVICES does not name.
     buffer = domain.region(echo).pool.allocate(4096)        # pages that can be reached without a copy in between
     reference = endpoint.register(buffer, Access.READ).reference()
 
-Depends on idc.endpoint, idc.remote and idc.transport.
+Depends on idc.endpoint and idc.transport, and loads idc.remote and idc.registry for a program that uses them: to import
+them is a third of the time in which a program starts in an emulated guest.
 """
 
 from __future__ import annotations
@@ -29,25 +30,23 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from idc import registry as registries
 from idc.endpoint import Client, Endpoint, Quotas, Resources
 from idc.endpoint.blocking import NAP, Caller
 from idc.endpoint.stream import Stream
 from idc.endpoint.together import drive
 from idc.errors import MisuseError
-from idc.registry import Registry, services
-from idc.remote import Exports, Regions, Remote
-from idc.remote import control as control_link
-from idc.remote.control import Control
-from idc.transport.address import open_port
-from idc.transport.shared import SharedPort
+from idc.transport.address import CONTROL_VARIABLE, REGISTRY_VARIABLE, open_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from idc.endpoint import IncomingTransaction
     from idc.region import Region
+    from idc.registry import Registry
+    from idc.remote import Exports, Regions, Remote
+    from idc.remote.control import Control
     from idc.transport.base import Port
+    from idc.transport.shared import SharedPort
 
 #: Where `Domain.here` looks.
 VARIABLE: Final = "IDC_SERVICES"
@@ -90,13 +89,11 @@ class Domain:
         places: address of each service by name.
         control: address of the control link; empty where there is no broker.
         registry: address of the link to the registry; empty where there is none.
-
-    Attributes:
-        regions: those that its endpoints meet their peers in.
     """
 
     def __init__(self, places: Mapping[str, str], control: str = "", registry: str = "") -> None:
-        self.regions = Regions()
+        self._met: list[Region] = []
+        self._regions: Regions | None = None
         self._places = dict(places)
         self._control_address = control
         self._control: Control | None = None
@@ -117,7 +114,7 @@ class Domain:
             if not equals or not name or not address:
                 raise MisuseError(f"{VARIABLE}: {pair!r} is not NAME=ADDRESS")
             places[name] = address
-        return cls(places, os.environ.get(control_link.VARIABLE, ""), os.environ.get(registries.VARIABLE, ""))
+        return cls(places, os.environ.get(CONTROL_VARIABLE, ""), os.environ.get(REGISTRY_VARIABLE, ""))
 
     def share(self, count: int = 16, leases: int = 64, forwards: int = 16, *, timeout: float = 10.0) -> Exports:
         """Make the table of what others may reach of this domain; once, before the first endpoint that uses it.
@@ -130,6 +127,9 @@ class Domain:
             TimedOutError: the broker did not say.
             OSError, IdcError: the control link cannot be opened.
         """
+        from idc.remote import Exports
+        from idc.remote.control import Control
+
         if self._exports is not None:
             raise MisuseError("this domain has a table of exports already")
         if not self._control_address:
@@ -148,12 +148,23 @@ class Domain:
         return self._exports
 
     @property
+    def regions(self) -> Regions:
+        """Those that its endpoints meet their peers in."""
+        if self._regions is None:
+            from idc.remote import Regions
+
+            self._regions = Regions(*self._met)
+        return self._regions
+
+    @property
     def control(self) -> Control | None:
         """The control link, if `share` has opened one. `run` drives it."""
         return self._control
 
     def resources(self, service: Service) -> Resources:
         """For an endpoint of the service with remote buffers. Raises MisuseError before `share`."""
+        from idc.remote import Remote
+
         if self._exports is None:
             raise MisuseError("call share() first: an endpoint with remote buffers needs a table of exports")
         return service.resources(Remote(self._exports, broker=self._control))
@@ -177,11 +188,15 @@ class Domain:
         return endpoint
 
     def _open(self, service: Service) -> Port:
+        from idc.transport.shared import SharedPort
+
         port = open_port(self.place(service))
         if isinstance(port, SharedPort):
             self._mapped[service.name] = port.region
             self._ports[service.name] = port
-            self.regions.add(port.region)
+            self._met.append(port.region)
+            if self._regions is not None:
+                self._regions.add(port.region)
         return port
 
     def serve(self, service: Service, handler: Callable[[bytes], bytes]) -> Endpoint:
@@ -211,8 +226,10 @@ class Domain:
             OSError, IdcError: it cannot be opened. In a VM one process has it, the one that has the control region.
         """
         if self._registry is None:
+            from idc.registry import Registry
+
             if not self._registry_address:
-                raise MisuseError(f"this domain has no link to a registry; set {registries.VARIABLE}")
+                raise MisuseError(f"this domain has no link to a registry; set {REGISTRY_VARIABLE}")
             self._registry = Registry(open_port(self._registry_address))
         return self._registry
 
@@ -223,6 +240,8 @@ class Domain:
             MisuseError: the service has no endpoint here, no region, or there is no registry.
             RegistryError, TimedOutError: the registry refuses, or is not there.
         """
+        from idc.registry import services
+
         self.region(service)
         services.publish(self.registry, service.name, self._ports[service.name])
 
@@ -234,6 +253,8 @@ class Domain:
             return self._places[service.name]
         except KeyError:
             if self._registry_address:
+                from idc.registry import services
+
                 return services.find(self.registry, service.name, self._registry_address, timeout)
             known = ", ".join(sorted(self._places)) or "none"
             raise MisuseError(f"service {service.name!r} has no address here (there are: {known}); set {VARIABLE}, or "

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 from idc.endpoint.blocking import check_operation, value_of
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
+from idc.endpoint.party import PATIENCE
 from idc.endpoint.results import Completion, Result
 from idc.errors import ClosedError
-from idc.remote.registration import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

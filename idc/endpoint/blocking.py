@@ -6,7 +6,7 @@ threads that wait, one does it for all (the leader), and hands over when it has 
     with Caller(port, Resources()) as caller:
         answer = caller.transact(b"question", timeout=5)
 
-Depends on idc.endpoint, idc.remote and idc.errors.
+Depends on idc.endpoint and idc.errors; whoever has remote buffers has loaded idc.remote.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
+from idc.endpoint.party import PATIENCE
 from idc.endpoint.results import Completion, Result
 from idc.endpoint.together import drive
 from idc.errors import (
@@ -33,8 +34,6 @@ from idc.errors import (
     TimedOutError,
     TransactionError,
 )
-from idc.remote.registration import PATIENCE
-from idc.remote.resolution import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +85,8 @@ def check_operation(completion: Completion) -> None:
     if completion.result is Result.OK:
         return
     if completion.result is Result.ERROR:
+        from idc.remote.resolution import Refusal  # loaded with the remote buffer that this is about
+
         if completion.error == Refusal.FORCED:
             raise MisuseError(completion.reason)
         raise RefusedError(completion.error, completion.reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from idc.remote.reference import Access
     from idc.remote.registration import Registration
     from idc.remote.routes import Route
+
+#: Seconds that `unregister` waits for holders, unless told otherwise.
+PATIENCE: Final = 5.0
 
 
 class Party(Protocol):

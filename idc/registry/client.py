@@ -39,7 +39,7 @@ from idc.registry import frames
 from idc.registry.frames import FrameError, Op, Request
 from idc.registry.operations import Operations
 from idc.registry.transaction import Transaction
-from idc.transport.address import open_port
+from idc.transport.address import REGISTRY_VARIABLE, open_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Done = Callable[[Completion], None]
 
 #: Where a domain finds the address of its link to the registry.
-VARIABLE: Final = "IDC_REGISTRY"
+VARIABLE: Final = REGISTRY_VARIABLE
 #: Times that `Registry.transact` runs its function, at most.
 TRIES: Final = 64
 #: What can be asked again when it is not known whether it was done.

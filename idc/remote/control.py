@@ -25,6 +25,7 @@ from idc.remote import controlframes as frames
 from idc.remote.controlframes import CopyRequest, Identity, Op
 from idc.remote.reference import Access, parse
 from idc.remote.resolution import Lease, Refusal, Refused
+from idc.transport.address import CONTROL_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from idc.transport.base import Port
 
 #: Where a domain finds the address of its control link.
-VARIABLE: Final = "IDC_CONTROL"
+VARIABLE: Final = CONTROL_VARIABLE
 #: Slots for REVOKE, of the requests that a broker accepts; the rest are for COPY.
 _REVOKES: Final = 8
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from idc.buffers.local import check_range
+from idc.endpoint.party import PATIENCE
 from idc.errors import MisuseError
 from idc.remote.reference import SECRET_BYTES, Access, Reference, mint
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.session import Done
     from idc.remote.exports import Exports
-
-#: Seconds that `unregister` waits for holders, unless told otherwise.
-PATIENCE: Final = 5.0
 
 log = logging.getLogger("idc.remote")
 

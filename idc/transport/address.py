@@ -13,7 +13,7 @@ Schemes name the module that knows them, which is imported when one is used. Dep
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from idc.errors import MisuseError
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from idc.transport.base import Port
+
+#: Variables of the environment with the addresses of a domain's links to its broker and to its registry.
+CONTROL_VARIABLE: Final = "IDC_CONTROL"
+REGISTRY_VARIABLE: Final = "IDC_REGISTRY"
 
 _SCHEMES: dict[str, str] = {
     "local": "idc.transport.local:port",
