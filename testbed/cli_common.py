@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed import registry
-from testbed.bench.errors import StoreError
-from testbed.bench.store import Store
 from testbed.errors import RunError, SpecError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
@@ -90,6 +88,9 @@ def complete_vm() -> list[str]:
 
 def complete_run() -> list[str]:
     """Numbers of the runs that were kept, for the shell, the newest first."""
+    from testbed.bench.errors import StoreError
+    from testbed.bench.store import Store
+
     try:
         with Store(make=False) as store:
             return ["latest", *(str(number) for number in reversed(store.runs()))]

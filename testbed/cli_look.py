@@ -17,9 +17,8 @@ from testbed import doctor as doctors
 from testbed import registry
 from testbed.cli_common import Json, complete_testbed, out, print_json, table
 from testbed.control import Control
-from testbed.errors import SpecError
+from testbed.errors import SpecError, nearest
 from testbed.registry import NoSuchTestbed
-from testbed.topology import nearest
 
 _GZIP = b"\x1f\x8b"
 

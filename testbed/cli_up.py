@@ -6,14 +6,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from testbed import control, registry
 from testbed.cli_common import Json, Quiet, complete_testbed, hear, out, print_json, table
 from testbed.errors import TestbedError
-from testbed.topology import Topology, load, pair, parse, resolve
+
+if TYPE_CHECKING:
+    from testbed.topology import Topology
 
 config = typer.Typer(help="Show a topology as it is understood.", no_args_is_help=True)
 
@@ -23,6 +25,8 @@ File = Annotated[Path | None, typer.Argument(metavar="[TOPOLOGY.toml]", show_def
 
 
 def _topology(file: Path | None, **overrides: str | None) -> Topology:
+    from testbed.topology import load, pair, parse, resolve  # late: pydantic takes longer to load than `ps` to run
+
     topology = pair() if file is None else load(file)
     given = {key: value for key, value in overrides.items() if value is not None}
     if given:  # parsed again, so that an option is checked as the file's key is
@@ -138,6 +142,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Check a topology and print it."""
+    from testbed.topology import load, pair, resolve
+
     topology = pair() if file is None else load(file)
     checked = resolve(topology, source=str(file or "topology"))
     chosen = checked if resolved else topology

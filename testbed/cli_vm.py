@@ -25,8 +25,6 @@ from testbed.errors import SpecError
 EXEC_FAILED = 255
 _INTERRUPT_SECONDS = 3.0
 _REMOTE = re.compile(r"((?:[a-z0-9-]+/)?[a-z0-9-]+):(.*)", re.DOTALL)
-#: For commands whose further words are the guest's business.
-REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def exec_(

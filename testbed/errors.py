@@ -22,10 +22,11 @@ TestbedError                      a sentence, and a hint what to try
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 CONSOLE_LINES = 40
@@ -147,3 +148,12 @@ class FileFailed(VmError):
 
 class TimedOut(VmError):
     """A wait was longer than its limit."""
+
+
+def nearest(name: str, known: Iterable[str], *, every: bool = False) -> str:
+    """A clause "; did you mean 'x'?", or, if nothing is near and `every` is set, the list of what there is."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f" (there are: {', '.join(names) or 'none'})" if every else ""

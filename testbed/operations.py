@@ -21,12 +21,11 @@ from idc.device.keys import Name
 from testbed import within
 from testbed.bed import plug, plugged
 from testbed.devices import shown
-from testbed.errors import SpecError
+from testbed.errors import SpecError, nearest
 from testbed.live.describe import describe
 from testbed.relay import Relay
 from testbed.ship import Job
 from testbed.ssh import prepare as prepare_ssh
-from testbed.topology import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, nearest
 from testbed.run import default_base, locked
-from testbed.topology import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

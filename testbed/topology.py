@@ -13,7 +13,6 @@ Every mistake is one line: file, table, key, what is wrong with it and the neare
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import tomllib
@@ -40,7 +39,7 @@ from host.ivshmem.detour import Doorbells
 from host.region import RegionSpec
 from idc.errors import MisuseError
 from idc.layout import ChannelSpec, Kind, Rights
-from testbed.errors import SpecError
+from testbed.errors import SpecError, nearest
 from testbed.qemu_args import DEFAULT_QEMU
 
 if TYPE_CHECKING:
@@ -370,15 +369,6 @@ def _where(loc: tuple[int | str, ...]) -> str:
     table = ".".join(map(str, loc[:2])) if len(loc) > 2 else str(loc[0]) if len(loc) > 1 else ""
     words = [f"[{table}]" if table else "", key]
     return " ".join(filter(None, words)) + (": " if any(words) else "")
-
-
-def nearest(name: str, known: Any, *, every: bool = False) -> str:  # noqa: ANN401 - any iterable of names
-    """A clause "; did you mean 'x'?", or, if nothing is near and `every` is set, the list of what there is."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, 1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f" (there are: {', '.join(names) or 'none'})" if every else ""
 
 
 def resolve(topology: Topology, *, source: str = "topology") -> Topology:

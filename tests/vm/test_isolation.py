@@ -239,7 +239,7 @@ def test_a_guest_that_does_not_let_go_keeps_a_dead_mapping(bed: Testbed, monkeyp
     monkeypatch.setattr(registry, "running", lambda: ["here"])
     monkeypatch.setattr(cli_up, "_status", lambda _: supervisor.status())
     try:
-        shown = CliRunner().invoke(cli.app, ["ps"]).output
+        shown = CliRunner().invoke(cli.build("ps"), ["ps"]).output
     finally:
         supervisor.hang_up()
     held = ", ".join(isolation.dead(bed)["front"])

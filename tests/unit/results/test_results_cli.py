@@ -15,7 +15,7 @@ from testbed.bench.groups import Found
 from testbed.bench.histogram import Histogram
 from testbed.bench.rows import Result, Row
 from testbed.bench.store import Store
-from testbed.cli import app
+from testbed.cli import build
 from testbed.errors import TestbedError
 
 #: A database of the first version, as it was written on the day that this was added; never to be changed.
@@ -46,14 +46,14 @@ def keep(*results: Result) -> None:
 
 
 def call(*words: str) -> str:
-    done = CliRunner().invoke(app, ["results", *words], catch_exceptions=False)
+    done = CliRunner().invoke(build(), ["results", *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
 def fails(*words: str) -> str:
     with pytest.raises(TestbedError) as caught:
-        CliRunner().invoke(app, ["results", *words], catch_exceptions=False)
+        CliRunner().invoke(build(), ["results", *words], catch_exceptions=False)
     assert "\n" not in caught.value.message
     return f"{caught.value.message} [{caught.value.hint}]"
 
@@ -82,7 +82,7 @@ def test_runs_are_listed_and_found_by_short_names() -> None:
 def test_a_name_that_is_none_is_one_clear_line(name: str, said: str) -> None:
     keep(result())
     if name == "-1":  # an option, to any command line
-        assert CliRunner().invoke(app, ["results", "show", name]).exit_code == 2
+        assert CliRunner().invoke(build(), ["results", "show", name]).exit_code == 2
     else:
         assert said in fails("show", name)
 
@@ -146,7 +146,7 @@ def test_runs_are_exported_for_other_programs(tmp_path: Path) -> None:
     assert json.loads(first["rounds"]) == [1000.0, 1001.0, 1002.0, 1003.0, 1004.0]
     assert json.loads(first["cpu"]) == {"near": 1.5}
     assert len(list(csv.reader(io.StringIO(call("export", "--format", "csv"))))) == 3
-    assert CliRunner().invoke(app, ["results", "export", "--format", "xml"]).exit_code == 2
+    assert CliRunner().invoke(build(), ["results", "export", "--format", "xml"]).exit_code == 2
 
 
 def old(path: Path) -> None:
@@ -201,16 +201,16 @@ def test_a_report_is_written_whole_and_where_it_was_asked_for(data: Path, tmp_pa
     old(data)
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
-    done = runner.invoke(app, ["report", "latest~1"], catch_exceptions=False)
+    done = runner.invoke(build(), ["report", "latest~1"], catch_exceptions=False)
     assert done.output.startswith("testbed-report-1.html: run 1, 0.")
     assert "run 1 (quick), commit 0123456789" in (tmp_path / "testbed-report-1.html").read_text()
-    page = runner.invoke(app, ["report", "-o", "-"], catch_exceptions=False).output
+    page = runner.invoke(build(), ["report", "-o", "-"], catch_exceptions=False).output
     assert page.startswith("<!DOCTYPE html>") or "<!DOCTYPE html>" in page[:200]
     assert "run 2 (quick)" in page
     for words, said in ((["-o", "/nowhere/a.html"], "-o /nowhere/a.html: /nowhere is no directory that"),
                         (["-o", str(tmp_path)], f"-o {tmp_path}: it is a directory"), (["9"], "there is no run 9")):
         with pytest.raises(TestbedError, match=said):
-            runner.invoke(app, ["report", *words], catch_exceptions=False)
+            runner.invoke(build(), ["report", *words], catch_exceptions=False)
     assert {path.name for path in tmp_path.iterdir()} == {"bench.sqlite", "testbed-report-1.html"}
 
 
@@ -220,6 +220,6 @@ def test_versions_measured_in_turn_are_reported_together(data: Path) -> None:
     keep(base, this)
     assert data.exists()
     for run in ("1", "2"):
-        page = CliRunner().invoke(app, ["report", run, "-o", "-"], catch_exceptions=False).output
+        page = CliRunner().invoke(build(), ["report", run, "-o", "-"], catch_exceptions=False).output
         assert "Against another commit: this (0123456789+) against base (0123456789+)" in page
         assert "1 of 2 rows differ: 0 better, 1 worse" in page
