@@ -356,7 +356,8 @@ static void set_wants(struct idc_nbd *n)
 /* Whether something is to be done that poll(2) does not tell of. */
 static bool goes_on(const struct idc_nbd *n)
 {
-    return n->fd >= 0 && n->end == IDC_NBD_STANDS && n->staged > 0 && !n->wants_room;
+    bool read = n->staged > 0 || n->got == sizeof n->header; /* nothing of it is in the socket any more */
+    return n->fd >= 0 && n->end == IDC_NBD_STANDS && read && !n->wants_room;
 }
 
 /* --- what its pump calls --- */

@@ -60,7 +60,7 @@ int64_t idc_lane_take(struct idc_lane *l, void *body, int64_t timeout_ns)
     for (;;) {
         int64_t got = idc_wire_take(w, &l->len, 1, told ? 0 : timeout_ns);
         if (got <= 0)
-            return told && got == IDC_AGAIN ? IDC_LANE_DONE : got; /* an end is met again */
+            return told && (got == IDC_AGAIN || got == IDC_LANE_WANT) ? IDC_LANE_DONE : got; /* the rest is met again */
         struct header head;
         uint64_t rest = w->apart ? w->body_len : l->len - sizeof head;
         if (!w->apart && l->len < sizeof head)

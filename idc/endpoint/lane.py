@@ -13,7 +13,11 @@ from idc.endpoint.lifecycle import State
 from idc.transport.tcp import TcpCarrier
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+
     from idc.endpoint.endpoint import Endpoint
+    from idc.endpoint.session import IncomingMessage
     from idc.errors import DisconnectedError
 
 _send, _take, _done = lib.idc_lane_send, lib.idc_lane_take, lib.idc_lane_done
@@ -22,13 +26,27 @@ _OK, _AGAIN, _WANT = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_LANE_WANT
 _MESSAGE, _OTHER = lib.IDC_LANE_MESSAGE, lib.IDC_LANE_OTHER
 
 
-def lane_of(endpoint: Endpoint) -> Lane | None:
-    """One for an endpoint that has just connected; None where its frames are not the core's to move."""
+def lane_of(endpoint: Endpoint, messages: deque[IncomingMessage]) -> Lane | None:
+    """One for an endpoint that is connected; None where its frames are not the core's to move.
+
+    Args:
+        endpoint: the stream's.
+        messages: what came before, and with the peer's greeting, not completed yet, in order: emptied, for the lane
+            completes them.
+    """
     carrier = endpoint._carrier
-    usual = endpoint.trace is None and endpoint._party is None and not endpoint._inbox and endpoint.outstanding == 0
-    if type(carrier) is not TcpCarrier or endpoint.state is not State.CONNECTED or not usual:
+    if type(carrier) is not TcpCarrier or endpoint.state is not State.CONNECTED:
         return None
-    return Lane(endpoint, carrier)
+    if endpoint._inbox:
+        endpoint.pump(0.0)
+    session = endpoint._session
+    usual = endpoint.trace is None and endpoint._party is None and endpoint.outstanding == 0
+    if session is None or not usual or session.held != len(messages):
+        return None
+    lane = Lane(endpoint, carrier, [message._tag for message in messages])
+    session.held_elsewhere(())
+    messages.clear()
+    return lane
 
 
 class Lane:
@@ -38,7 +56,7 @@ class Lane:
         longest: bytes that the peer accepts in one.
     """
 
-    def __init__(self, endpoint: Endpoint, carrier: TcpCarrier) -> None:
+    def __init__(self, endpoint: Endpoint, carrier: TcpCarrier, held: Sequence[int]) -> None:
         mine, peer, own = endpoint.quotas, endpoint.peer_quotas, endpoint._resources.messages.count
         self.longest = peer.parameter_bytes
         self._endpoint = endpoint
@@ -49,7 +67,8 @@ class Lane:
         self._held = ffi.new("uint32_t[]", max(mine.messages, 1))
         self._lane = ffi.new("struct idc_lane *", {
             "wire": carrier.wire, "tags": self._tags, "held": self._held, "base": own, "most": self._most,
-            "longest": mine.parameter_bytes, "quota": mine.messages})
+            "longest": mine.parameter_bytes, "quota": mine.messages, "holds": len(held)})
+        self._held[0:len(held)] = held
 
     @property
     def outstanding(self) -> int:
@@ -94,8 +113,9 @@ class Lane:
         return None
 
     def done(self) -> None:
-        """Complete the oldest message. If the connection is over, `take` finds that."""
-        _done(self._lane)
+        """Complete the oldest message; a peer that does not read ends the connection. If it is over, `take` finds that."""
+        if (rc := _done(self._lane)) not in (_OK, lib.IDC_PEER):
+            self._fail(self._carrier.refused(rc))
 
     def _fail(self, error: DisconnectedError) -> None:
         if self._endpoint.state is State.CONNECTED:

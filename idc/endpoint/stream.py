@@ -68,7 +68,7 @@ class Stream:
         self._until(lambda: self._endpoint.state is State.CONNECTED, timeout, "the other side did not come")
         if not self._connected:
             self._connected = True
-            self._lane = lane_of(self._endpoint)
+            self._lane = lane_of(self._endpoint, self._reader.messages)
 
     listen = connect
 
@@ -120,6 +120,8 @@ class Stream:
 
     def receive(self, most: int, *, timeout: float | None = None) -> bytes:
         """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
+        if not self._connected and self._endpoint.state is State.CONNECTED:
+            self.connect()
         reader, lane = self._reader, self._lane
         queue, since = reader.queue, None
         if lane is not None and not queue and not reader.ended:

@@ -182,6 +182,7 @@ int64_t idc_pump_run(struct idc_pump *p, void *buf, uint64_t cap, struct idc_eve
     p->error = 0;
     while (rc == IDC_OK && p->engine->budget > 0) {
         rc = turn(p, buf, cap, events, n);
+        p->since = rc != IDC_AGAIN ? 0 : p->since; /* the wait is over, though nobody waited at that moment */
         if (rc == IDC_OK) {
             p->engine->budget -= p->engine->budget > 0; /* descriptors alone can keep it busy for ever, too */
         } else if (rc == IDC_AGAIN && timeout_ns != 0) {

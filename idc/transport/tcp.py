@@ -249,6 +249,7 @@ class TcpCarrier:
         lib.idc_wire_flush(self.wire, CLOSING_NS)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
+        self._writing = False
         with contextlib.suppress(OSError, ValueError):
             self._poller.unregister(self._socket)
         self._socket.close()

@@ -50,12 +50,12 @@ int idc_wire_post(struct idc_wire *w, const void *head, uint64_t head_len, const
     uint64_t beside = body_len >= IDC_WIRE_LONG ? body_len : 0, bytes = LENGTH + head_len + body_len - beside;
     uint64_t before = w->out_begin, moved;
     void *out = room_for(w->out, 1, &w->out_room, &w->out_begin, &w->out_end, bytes);
+    moved = before - w->out_begin; /* also where there was no memory */
+    for (uint64_t i = w->bodies_begin; moved != 0 && i < w->bodies_end; i++)
+        w->bodies[i].mark -= moved;
     if (out == NULL)
         return IDC_EINVAL;
     w->out = out;
-    moved = before - w->out_begin;
-    for (uint64_t i = w->bodies_begin; moved != 0 && i < w->bodies_end; i++)
-        w->bodies[i].mark -= moved;
     if (beside != 0) {
         void *bodies = room_for(w->bodies, sizeof *w->bodies, &w->bodies_room, &w->bodies_begin, &w->bodies_end, 1);
         if (bodies == NULL)

@@ -71,7 +71,7 @@ def reason(sent: list[bytes]) -> str:
 @pytest.mark.parametrize("breach", BREACHES)
 def test_the_core_and_the_session_judge_alike(breach: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_core = reason(BREACHES[breach])
-    monkeypatch.setattr(streams, "lane_of", lambda _: None)
+    monkeypatch.setattr(streams, "lane_of", lambda *_: None)
     assert with_core == reason(BREACHES[breach])
     assert with_core
 
@@ -155,3 +155,31 @@ def test_nothing_is_sent_after_the_end(ends: tuple[Stream, Stream]) -> None:
     assert one.receive(10, timeout=10) == b""
     with pytest.raises(PeerGoneError):
         one.send(b"more", timeout=1)
+
+
+@pytest.mark.parametrize("first", [1, 2], ids=["one message", "part of a message"])
+def test_what_was_received_before_there_is_a_lane_is_completed_by_it(first: int) -> None:
+    """A side that receives first, and never connects in words; the peer sends as soon as it can."""
+    port = ListenPort("127.0.0.1", 0)
+    with Stream(port, Resources(WIDE, messages=4)) as one:
+        def sender() -> None:
+            with Stream(DialPort(*port.address[:2]), Resources(WIDE, messages=16)) as other:
+                for piece in (b"abcd", b"ef", b"gh"):
+                    other.send(piece, timeout=10)
+                answers.append(other.receive(2, timeout=10))
+                other.send(b"ij", timeout=10)
+                other.flush(timeout=10)
+                answers.append(b"flushed")
+
+        answers: list[bytes] = []
+        thread = threading.Thread(target=sender)
+        thread.start()
+        got = one.receive(4 // first, timeout=10)
+        one.send(b"ok", timeout=10)
+        while len(got) < 10:
+            got += one.receive(100, timeout=10)
+        thread.join(20)
+        assert got == b"abcdefghij"
+        assert answers == [b"ok", b"flushed"]
+        assert one._lane is not None
+        assert one._lane._lane.holds == 0
