@@ -113,7 +113,7 @@ class Lane:
         return None
 
     def done(self) -> None:
-        """Complete the oldest message; a peer that does not read ends the connection. If it is over, `take` finds that."""
+        """Complete the oldest message. A connection that is over, `take` finds; a peer that does not read ends it."""
         if (rc := _done(self._lane)) not in (_OK, lib.IDC_PEER):
             self._fail(self._carrier.refused(rc))
 
