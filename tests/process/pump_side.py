@@ -1,6 +1,7 @@
-"""python pump_side.py send|receive ADDRESS: one end of a queue; a pair of sockets stands for its interface.
+"""python pump_side.py send|receive ADDRESS [FIRST]: one end of a queue; a pair of sockets stands for its interface.
 
-The sender gives its interface numbered packets without end, as many as it takes, and drops others, as interfaces do.
+The sender gives its interface packets without end, numbered from FIRST or 0 on, as many as it takes, and drops others,
+as interfaces do.
 The receiver checks each for its content and its place in the order, and says the first number and each hundredth.
 """
 
@@ -31,7 +32,7 @@ def packet(number: int) -> bytes:
 
 
 def main() -> None:
-    what, address = sys.argv[1:]
+    what, address, *first = sys.argv[1:]
     inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     inside.setblocking(False)
     inside.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
@@ -44,7 +45,7 @@ def main() -> None:
     poller.register(sys.stdin, select.POLLIN)  # closed by a test that has seen enough, or is over itself
     if what == "send":
         outside.setblocking(False)
-        number = 0
+        number = int(first[0]) if first else 0
         while not poller.poll(0):
             with contextlib.suppress(BlockingIOError):
                 outside.send(VNET + packet(number))

@@ -217,6 +217,8 @@ def cycle(connections: int, devices: int) -> None:
         connect(connections)
         attach(devices)
         until(lambda: here.states() == [CONNECTED])
+        # Drivers learn in their own time that a device is gone.
+        until(lambda: all(now[0] <= before[who][0] and now[1] <= before[who][1] for who, now in held(here).items()))
         after = held(here)
         for who, (files, threads, kilobytes) in after.items():
             assert files <= before[who][0], who
