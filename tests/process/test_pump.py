@@ -76,7 +76,7 @@ def test_the_sender_killed_and_started_again(region: Region) -> None:
             numbers(receiver, 3)
             sender.kill()
             sender.wait(LIMIT)
-            with side(region, "send", "front"):  # any number of whose, however many it has dropped, is less than all before
+            with side(region, "send", "front"):  # all of whose numbers, whatever it drops, come after higher ones
                 assert receiver.wait(LIMIT) == 1
 
 
