@@ -65,7 +65,8 @@ static int64_t from_fds(struct idc_pump *p, const struct pollfd *polled)
 }
 
 /* What waiting may end with, besides the core's results: 0 and these. */
-enum { IN_RING = 1, FDS_MOVED = 2, STOPPED = 3, FAILED = -100 };
+enum { IN_RING = 1, FDS_MOVED = 2, STOPPED = 3, WANTED = 4, FAILED = -100 };
+enum { YIELDED_NS = 20000 }; /* a yield this long: somebody else had the processor */
 
 static int spin(struct idc_pump *p, uint64_t budget_ns)
 {
@@ -85,9 +86,12 @@ static int spin(struct idc_pump *p, uint64_t budget_ns)
         int64_t moved = from_fds(p, NULL);
         if (moved != 0)
             return moved < 0 ? FAILED : FDS_MOVED;
-        if (idc_now_ns() - start >= budget_ns)
+        uint64_t now = idc_now_ns();
+        if (now - start >= budget_ns)
             return 0;
-        sched_yield(); /* whoever is to fill the descriptors may want this CPU */
+        sched_yield(); /* whoever is to fill the descriptors may want this CPU: then it is not free to poll with */
+        if (idc_now_ns() - now >= YIELDED_NS)
+            return (moved = from_fds(p, NULL)) == 0 ? WANTED : moved < 0 ? FAILED : FDS_MOVED;
     }
 }
 
@@ -139,9 +143,10 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
     if (polls) {
         p->count_of.spins++;
         rc = spin(p, allowed < ns ? allowed : ns);
-        p->count_of.spins_won += rc > 0;
-        if (rc >= 0)
+        p->count_of.spins_won += rc > 0 && rc != WANTED;
+        if (rc >= 0 && rc != WANTED)
             p->score = learned(p->score, rc > 0);
+        rc = rc == WANTED ? 0 : rc;
         p->since = rc == 0 ? UINT64_MAX : p->since; /* nothing more is to be learned from it */
     }
     if (rc == 0) {
