@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, REQUEST_MAGIC = 0x25609513, REPLY_MAGIC = 0x67446698, REPLY_BYTES = 16, REPLIES_AT_ONCE = 32,
-       BUDGET = 64, CROWD = 4, HANDLER_FAILED = 0xFFFF };
+       BUDGET = 64, HANDLER_FAILED = 0xFFFF };
 /* Of the kernel's <linux/nbd.h>: the wire's numbers. */
 enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_TRIM = 4, CMD_WRITE_ZEROES = 6, FLAG_FUA = 1 };
 
@@ -419,7 +419,6 @@ int idc_nbd_start(struct idc_nbd *n, struct idc_pump *pump)
     pump->done = answered;
     pump->context = n;
     pump->count = 2;
-    pump->crowd = CROWD;
     pump->fds[KICK] = (struct idc_pump_fd){.fd = n->kick_fd, .want = POLLIN};
     set_wants(n);
     return 0;

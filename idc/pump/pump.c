@@ -135,10 +135,10 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
 {
     struct idc_ring *rx = p->engine->rx;
     uint64_t allowed = patience(rx, spin_ns);
-    bool begins = p->since == 0, crowd = p->crowd > 0 && p->engine->outstanding >= p->crowd;
+    bool begins = p->since == 0;
     if (begins)
         p->since = idc_now_ns();
-    bool polls = begins && !crowd && allowed > 0 && p->score >= SCORE_SPIN;
+    bool polls = begins && allowed > 0 && p->score >= SCORE_SPIN;
     int rc = 0;
     if (polls) {
         p->count_of.spins++;
@@ -156,8 +156,6 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
     }
     if (rc > 0)
         p->since = 0;
-    if (rc > 0 && crowd)
-        sched_yield(); /* whoever fills the descriptors, or waits for what was moved, may be about to say more */
     return rc;
 }
 

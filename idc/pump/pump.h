@@ -44,7 +44,6 @@ struct idc_pump {
     uint32_t count;
     int32_t stop_fd;        /* eventfd: idc_pump_run returns 0 while it is readable; -1: none */
     uint32_t lull;          /* the peer may keep quiet about answers (idc_pump_hush): what the recheck finds is not late */
-    uint32_t crowd;         /* from so many own requests under way on, many by one wake-up beat each at once; 0: never */
     uint32_t more;          /* `ready` stopped before all was done: it is called again without asking the kernel */
     int32_t error;          /* `ready` failed: errno, or a negative result of the core's */
     uint32_t score;         /* whether polling has paid, or would have, of late */
