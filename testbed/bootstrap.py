@@ -34,7 +34,8 @@ RUN_COMMANDS = {
 #: Lines of a failed apt that are shown.
 APT_TAIL = 25
 #: What the tests need on top.
-DEV_COMMANDS = {"spin": "spin", "ssh": "openssh-client", "clang": "clang", "ip": "iproute2"}
+DEV_COMMANDS = {"spin": "spin", "ssh": "openssh-client", "clang": "clang", "ip": "iproute2",
+                "systemd-analyze": "systemd"}
 #: Browsers that tests of the report can use; the first is what is installed where there is none.
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
