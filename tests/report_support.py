@@ -41,7 +41,7 @@ def rates(where: str, name: str, key: Way, size: int, unit: str, value: float, *
     """One with a spread."""
     path, mode, api = key
     return Row(name, path, where, mode, api, size, unit, 2, value=value, rounds=(value * 0.9, value * 1.1),
-               cpu_s=1e9 / value if unit == "B/s" else None, **more)  # type: ignore[arg-type]
+               cpu_s=1e9 / value if unit == "B/s" else 1.0 if name in ("block", "net", "ping") else None, **more)  # type: ignore[arg-type]
 
 
 def rows(where: str) -> Iterator[tuple[Row, Histogram | None]]:

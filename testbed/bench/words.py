@@ -62,6 +62,8 @@ def rate(value: float, unit: str) -> str:
 
 def figure(value: float, unit: str) -> str:
     """Any figure with its unit, three digits."""
+    if unit == "us":
+        value, unit = value * 1e3, "ns"
     if unit == "ns":
         for bound, word in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
             if value >= bound:

@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING, Final
 
 from testbed.bench import words
 from testbed.report.figures import Axis, Cell, Figure, Item, Table, label, row_table, spread, style
-from testbed.report.parts import Run, Section, device_words
+from testbed.report.parts import Run, Section, cpu_cell, cpu_words, device_action, device_words, for_bytes
 
 if TYPE_CHECKING:
     from testbed.bench.rows import Row
 
-_CPU_PLACES: Final = ("near", "far", "host_near", "host_far")
+DEVICES: Final = ("block", "net", "ping")
+_PEER_WORDS: Final = {
+    "nbd-tcp": "NBD over TCP is what two VMs would use instead.",
+    "nbd-local": "NBD within one VM has no way between its ends.",
+    "virtio-blk": "virtio-blk is a disk of the host's, with no other VM behind it.",
+    "virtio-net": "virtio-net has one queue and segmentation offload, a TAP for each VM, a bridge between.",
+}
+#: Where it was used, and by whom it was counted.
+_CPU_PLACES: Final = {"near": "near end", "far": "far end", "host_near": "near QEMU or process",
+                      "host_far": "far QEMU or process"}
 
 
 def messages(run: Run, domains: str) -> Section | None:
@@ -22,7 +31,7 @@ def messages(run: Run, domains: str) -> Section | None:
              "Further right is faster. Line: from the worst round to the best.",
              [row for row in rows if row.name == "rate"]),
             ("transact", "One transaction of 64 B", Axis("", "log", "time"),
-             "Further left is faster. Dot: median; line: to the 99th percentile.",
+             "Further left is faster. Dot: median; line: to the 99th percentile. Framed: with its length before each.",
              [row for row in rows if (row.name, row.unit, row.size) == ("transact", "ns", 64)]),
             ("transact-many", "Transactions of 64 B, many at a time", Axis("transactions a second", "log", "ops"),
              "Further right is faster. Line: from the worst round to the best.",
@@ -35,7 +44,7 @@ def messages(run: Run, domains: str) -> Section | None:
 
 def devices(run: Run, domains: str) -> Section | None:
     """Rows of device classes, by what was done."""
-    rows = [row for row in run.rows(domains) if row.name in ("block", "net", "ping")]
+    rows = _device_rows(run, domains)
     if not rows and domains != "vm-vm":
         return None
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -43,37 +52,48 @@ def devices(run: Run, domains: str) -> Section | None:
         groups.setdefault((device_words(row), row.unit), []).append(row)
     figures = []
     for place, ((what, unit), found) in enumerate(groups.items()):
-        less = unit in ("ns", "us", "ms")
-        items = [Item(label(row), style(row), row.figure, *spread(row), words.figure(row.figure, unit))
-                 for row in found]
+        less = unit == "us"
+        scale = 1e3 if less else 1.0
+        items = [Item(label(row), style(row), row.figure * scale, low * scale, high * scale,
+                      words.figure(row.figure, unit)) for row in found for low, high in [spread(row)]]
         figures.append(Figure(f"{domains}-device-{place}", "dots", what, run.stamp(domains),
-                              Axis(unit, "log", "plain"), row_table(found), items=items,
-                              lead=f"Further {'left' if less else 'right'} is faster."))
+                              Axis("", "log", "time") if less else Axis({"iops": "IO/s"}.get(unit, unit), "log",
+                                                                        "plain"), row_table(found), items=items,
+                              lead=f"Further {'left' if less else 'right'} is faster. Line: from the worst round to "
+                                   "the best."))
     have = {row.name for row in rows}
-    missing = [name for name in ("block", "net", "ping") if name not in have]
-    said = "" if not missing else (f"Not measured in this run: {', '.join(missing)}. testbed bench "
-                                   f"{' '.join(dict.fromkeys('net' if name == 'ping' else name for name in missing))} "
-                                   "measures devices beside virtio and NBD, where this version has them.")
-    return Section("devices", "Devices against their peers", "", figures, said)
+    missing = [name for name in DEVICES if name not in have]
+    names = " ".join(dict.fromkeys("net" if name == "ping" else name for name in missing))
+    lead = " ".join(words_ for path, words_ in _PEER_WORDS.items() if path in {row.path for row in rows})
+    return Section("devices", "Devices against their peers", lead, figures,
+                   f"Not measured in this run: {', '.join(missing)}." if missing else "",
+                   f"testbed bench {names}" if missing else "")
 
 
 def cpu(run: Run, domains: str) -> Section | None:
     """Processor time of an operation, or of a GB."""
-    rows, figures = [row for row in run.rows(domains) if row.cpu_s], []
-    for slug, title, label_, found in (
-            ("cpu-rtt", "Processor time of round trips, 64 B", "CPU ms for one operation",
-             [row for row in rows if (row.name, row.size) == ("rtt", 64)]),
-            ("cpu-stream", "Processor time of a stream, 64 KiB", "CPU seconds for a GB",
-             [row for row in rows if (row.name, row.size) == ("stream", 65536) and row.mode != "copy"])):  # fmt: skip
+    rows = [row for row in run.rows(domains) if row.cpu_s]
+    disks = [row for row in rows if row.name == "block"]
+    figures = []
+    for slug, title, found in (
+            ("rtt", "Round trip, 64 B", [row for row in rows if (row.name, row.size) == ("rtt", 64)]),
+            ("stream", "Stream, 64 KiB",
+             [row for row in rows if (row.name, row.size) == ("stream", 65536) and row.mode != "copy"]),
+            ("block", "Block, a request", [row for row in disks if not for_bytes(row)]),
+            ("disk", "Block, a GB", [row for row in disks if for_bytes(row)]),
+            ("net", "Net, a GB", [row for row in rows if row.name == "net"]),
+            ("ping", "Ping", [row for row in rows if row.name == "ping"])):  # fmt: skip
         if not found:
             continue
-        items = [Item(f"{label(row)}{'' if row.path == 'limit' else ', Python' if row.api == 'python' else ', core'}",
-                      style(row), row.cpu_s or 0.0, None, None, words.digits(row.cpu_s or 0.0)) for row in found]
-        table = Table(("way", "interface", "CPU s", *_CPU_PLACES), [
-            (Cell(words.title(row)), Cell(row.api), _seconds(row.cpu_s),
-             *(_seconds(row.cpu.get(place)) for place in _CPU_PLACES)) for row in found])  # fmt: skip
-        figures.append(Figure(f"{domains}-{slug}", "dots", title, run.stamp(domains), Axis(label_, "log", "cpu"), table,
-                              items=items, lead="Further left is cheaper. Of both ends together, QEMU included."))
+        items = [Item(_cpu_label(row), style(row), (row.cpu_s or 0.0) * (1 if for_bytes(row) else 1e6), None, None,
+                      cpu_words(row)) for row in found]
+        table = Table(("way", "interface", "in all", *_CPU_PLACES.values()), [
+            (Cell(_cpu_label(row)), Cell(row.api), cpu_cell(row, row.cpu_s),
+             *(cpu_cell(row, row.cpu.get(place)) for place in _CPU_PLACES)) for row in found])  # fmt: skip
+        axis = (Axis("CPU seconds for a GB", "log", "plain") if for_bytes(found[0])
+                else Axis("CPU time for one operation", "log", "time"))
+        figures.append(Figure(f"{domains}-cpu-{slug}", "dots", f"{title}: processor time", run.stamp(domains), axis,
+                              table, items=items, lead="Further left is cheaper. Both ends together, with QEMU."))
     if not figures:
         return None
     return Section("cpu", "What it costs", "Who polls burns a processor while nothing comes; who sleeps pays to be "
@@ -106,5 +126,12 @@ def _ranges(rows: list[Row]) -> list[Item]:
     return items
 
 
-def _seconds(value: float | None) -> Cell:
-    return Cell("") if value is None else Cell(f"{value:.3g}", value)
+
+def _device_rows(run: Run, domains: str) -> list[Row]:
+    return [row for row in run.rows(domains) if row.name in DEVICES]
+
+
+def _cpu_label(row: Row) -> str:
+    if row.name in DEVICES:
+        return f"{label(row)}, {device_action(row)}"
+    return f"{label(row)}{'' if row.path == 'limit' else ', Python' if row.api == 'python' else ', core'}"

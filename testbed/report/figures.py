@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from testbed.bench.rows import Row
 
 #: How numbers of an axis are written, and with which unit: see `format` in report.js.
-Format = Literal["time", "bytes", "rate", "ops", "percent", "tail", "times", "cpu", "change", "plain"]
+Format = Literal["time", "bytes", "rate", "ops", "percent", "tail", "times", "change", "plain"]
 Scale = Literal["linear", "log", "log2"]
 
 
@@ -130,7 +130,8 @@ def label(row: Row) -> str:
         return {"handover": "hand over"}.get(row.strategy, row.strategy)
     if row.path == "ivshmem":
         return _MODES.get(row.mode or "", "IDC")
-    return _PEERS.get(row.path, row.path)
+    framed = ", framed" if row.name == "transact" and row.path == "tcp" and row.outstanding else ""
+    return _PEERS.get(row.path, row.path) + framed
 
 
 def style(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from testbed.bench import words
 from testbed.report.figures import Axis, Cell, Figure, Item, Table, label, number, style
@@ -10,6 +10,15 @@ from testbed.report.parts import Run, Section, Tile, device_words, faster, peer,
 
 if TYPE_CHECKING:
     from testbed.bench.rows import Row
+
+#: What a ratio is against, in a sentence.
+_INSTEAD: Final = {
+    "tcp": "TCP: virtio-net, and of several programs, asleep or polled, the fastest.",
+    "unix": "Unix: a stream socket, asleep or polled, whichever is faster.",
+    "iceoryx2": "iceoryx2: its own Python package, polled.",
+    "virtio-net": "virtio-net: one queue, segmentation offload.",
+    "virtio-blk": "virtio-blk: a disk of the host's, in memory; no other VM takes part.",
+}
 
 
 def tiles(rows: list[Row]) -> list[Tile]:
@@ -29,9 +38,11 @@ def glance(run: Run, domains: str) -> Section | None:
     rows = run.rows(domains)
     items: list[Item] = []
     lines: list[tuple[Cell, ...]] = []
+    others: dict[str, None] = {}
     for what, row in _wanted(rows):
         if (other := peer(rows, row)) is None:
             continue
+        others.setdefault(other.path)
         ratio, *rounds = faster(row, other)
         items.append(Item(f"{what} / {label(other)}", style(row), ratio, min(rounds, default=None),
                           max(rounds, default=None), times(ratio)))
@@ -43,7 +54,10 @@ def glance(run: Run, domains: str) -> Section | None:
     figure = Figure(f"{domains}-glance", "dots", "Times as fast as what you would use instead", run.stamp(domains),
                     Axis("times as fast; right of the line is faster", "log", "times"), table, items=items,
                     rules=[(1.0, "as fast")], lead="Dot: median of the rounds. Line: from the worst round to the best.")
-    return Section("glance", "How fast, against what", "", [figure])
+    said = [_INSTEAD[path] for path in others if path in _INSTEAD]
+    if domains != "process" and "network" in run.result.host:
+        said = [text.replace("virtio-net", f"virtio-net, {run.result.host['network']}", 1) for text in said]
+    return Section("glance", "How fast, against what", " ".join(said), [figure])
 
 
 def _wanted(rows: list[Row]) -> list[tuple[str, Row]]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from testbed.bench import words
 from testbed.bench.bars import judge
 from testbed.report.figures import Axis, Cell, Figure, Item, Table, number
-from testbed.report.parts import Place, Run, Section, Tile
+from testbed.report.parts import Place, Run, Section, Tile, cpu_cell, device_action
 from testbed.report.sections import ORDER, places
 from testbed.results import runs
 
@@ -70,18 +70,24 @@ def render(run: Run, against: Against | None = None) -> str:
         accel=result.accel.upper() if result.accel != "none" else "no VM", about=ACCELERATORS.get(result.accel, ""),
         notes=_notes(result), places=shown, against=compared, tiles=lambda place: _bars_tile(place, verdicts),
         bars=_bars(verdicts), held=sum(bool(each.held) for each in verdicts), judged=len(verdicts),
-        rows=_all_rows(run), facts=[(name.replace("_", " "), result.host[name]) for name in _FACTS
-                                    if result.host.get(name) not in (None, "")],
+        rows=_all_rows(run), facts=_facts(result),
         style=_asset("report.css"), script=_asset("report.js"),
         libraries=[(_asset(script), _asset(licence)) for script, licence in _LIBRARIES],
         data=_data({figure.id: figure.as_dict() for figure in figures}),
     )  # fmt: skip
 
 
+def _facts(result: Result) -> list[tuple[str, str]]:
+    """What a run knows of its machine, as people read it."""
+    found = [(name.replace("_", " "), result.host.get(name)) for name in _FACTS]
+    return [(name, f"{value:.2f}" if isinstance(value, float) else str(value)) for name, value in found
+            if value not in (None, "")]
+
+
 def _notes(result: Result) -> list[str]:
     """What a reader must know before any figure."""
     load, cpus = result.host.get("load_before", 0.0), result.host.get("cpus", 1)
-    busy = f"Others were busy when this run began (load {load:.1f} on {cpus} CPUs): mind the spread of rounds."
+    busy = f"The machine was busy when this run began (load {load:.1f} on {cpus} CPUs): mind the spread of rounds."
     return [*result.notes, *([busy] if load > cpus / 2 else [])]
 
 
@@ -126,12 +132,12 @@ def _all_rows(run: Run) -> Table:
     order = {domains: place for place, domains in enumerate(ORDER)}
     lines = []
     for row in sorted(run.result.results, key=lambda row: order.get(row.domains, 9)):
-        many = f" x{row.outstanding}" if row.outstanding else ""
+        many = f" x{row.outstanding}" if row.outstanding else f", {done}" if (done := device_action(row)) else ""
         lines.append((Cell(row.name + many), Cell(row.domains), Cell(words.title(row)),
                       Cell(words.size(row.size), row.size), number(row.figure, row.unit), number(row.p99, row.unit),
-                      number(row.max, row.unit), Cell("") if row.cpu_s is None else Cell(f"{row.cpu_s:.3g}", row.cpu_s),
+                      number(row.max, row.unit), cpu_cell(row, row.cpu_s),
                       Cell(run.result.accel if row.domains != "process" else "no VM")))
-    return Table(("name", "where", "way", "size", "median", "p99", "max", "CPU s", "under"), list(lines))
+    return Table(("name", "where", "way", "size", "median", "p99", "max", "CPU", "under"), list(lines))
 
 
 def _against(run: Run, against: Against) -> Section:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from testbed.bench import words
+from testbed.report.figures import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from testbed.bench.histogram import Histogram
     from testbed.bench.rows import Result, Row
     from testbed.report.figures import Figure
+
+_TIMES: Final = ("ns", "us", "ms", "s")
+_OPERATIONS: Final = {"randread": "random read", "randwrite": "random write", "seqread": "sequential read",
+                      "seqwrite": "sequential write"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Section:
-    """Figures under one heading. `missing` says what was not measured, and how it is."""
+    """Figures under one heading. `missing` says what was not measured, `command` how it is."""
 
     id: str
     title: str
     lead: str
     figures: list[Figure]
     missing: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def peer(rows: list[Row], row: Row) -> Row | None:
     kind = (row.name, row.size, row.unit, row.api, row.op, row.depth, direction(row))
     same = [each for each in rows if words.is_peer(each) and each.outstanding in (None, row.outstanding)
             and (each.name, each.size, each.unit, each.api, each.op, each.depth, direction(each)) == kind]
-    best = min if row.unit == "ns" else max
+    best = min if row.unit in _TIMES else max
     return best(same, key=lambda each: each.figure, default=None)
 
 
@@ -93,7 +99,7 @@ def faster(row: Row, other: Row) -> list[float]:
 
     In all is the median of the rounds, as of the bars: a machine that drifts moves both figures of a round alike.
     """
-    power = -1 if row.unit in ("ns", "us", "ms", "s") else 1
+    power = -1 if row.unit in _TIMES else 1
     if not row.rounds or len(row.rounds) != len(other.rounds):
         return [(row.figure / other.figure) ** power]
     rounds = [(one / two) ** power for one, two in zip(row.rounds, other.rounds, strict=True)]
@@ -111,7 +117,31 @@ def direction(row: Row) -> str:
 
 
 def device_words(row: Row) -> str:
-    """What was done to a device, in words."""
-    depth = f"depth {row.depth}" if row.depth else ""
-    parts = [row.name, row.op or "", direction(row), depth, words.size(row.size) if row.size else ""]
-    return " ".join(part for part in parts if part)
+    """Which device, what was done to it, in which pieces."""
+    what = {"block": "Block", "net": "Net", "ping": "Ping"}.get(row.name, row.name)
+    parts = [device_action(row), words.size(row.size) if row.size else ""]
+    return f"{what}: {', '.join(part for part in parts if part)}"
+
+
+def device_action(row: Row) -> str:
+    """What was done to a device; empty of other rows."""
+    version, _, reverse = direction(row).partition("-")
+    parts = [_OPERATIONS.get(row.op or "", row.op or ""), version.replace("ipv", "IPv"), "far to near" * bool(reverse),
+             f"depth {row.depth}" if row.depth else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def cpu_words(row: Row, seconds: float | None = None) -> str:
+    """Processor time with what it is for, an operation or a GB: of all, or `seconds` of it as rows count them."""
+    value = (row.cpu_s or 0.0) if seconds is None else seconds
+    return f"{words.digits(value)} s/GB" if for_bytes(row) else f"{words.figure(value * 1e6, 'ns')}/op"
+
+
+def cpu_cell(row: Row, seconds: float | None) -> Cell:
+    """The same in a table; empty where it was too short to count."""
+    return Cell("") if seconds is None else Cell(cpu_words(row, seconds), seconds)
+
+
+def for_bytes(row: Row) -> bool:
+    """Whether its processor time is that of a GB; else that of 1,000 operations."""
+    return row.unit.endswith(("B/s", "bit/s"))

@@ -21,8 +21,8 @@ def throughput(run: Run, domains: str) -> Section | None:
             continue
         figures.append(Figure(f"{domains}-stream-{api}", "lines", f"Stream by size of one write, {word}",
                               run.stamp(domains), Axis("bytes of one write", "log2", "bytes"), row_table(rows),
-                              Axis("", "log", "rate"), "Higher is faster. Dashed grey: what the machine can do at all.",
-                              _by_size(rows)))
+                              Axis("", "log", "rate"), "Higher is faster. Dashed grey: the limit, and one end's own "
+                              "copy for orientation.", _by_size(rows)))
     if not figures:
         return None
     return Section("throughput", "Throughput and its limits", "Every byte is copied in by the sender, and out by the "

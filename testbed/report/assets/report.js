@@ -31,12 +31,11 @@
     rate: (value) => stepped(value, [[1e9, "GB/s"], [1e6, "MB/s"], [1e3, "kB/s"]], "B/s"),
     ops: (value) => stepped(value, [[1e6, "M"], [1e3, "k"]], ""),
     percent: (value) => `${digits(value * 100)} %`,
-    tail: (value) => `${digits(Number((100 - 100 * 10 ** -value).toFixed(4)))}`,
+    tail: (value) => `p${Number((100 - 100 * 10 ** -value).toFixed(2))}`,
     times: (value) => `${digits(value)}\u00d7`,
     change: (value) => `${value > 0 ? "+" : ""}${digits(value * 100)} %`,
-    cpu: digits, plain: digits,
+    plain: digits,
   };
-  FORMATS.tail = (value) => `p${(100 - 100 * 10 ** -value).toFixed(value > 2.5 ? 2 : value > 1.5 ? 1 : 0).replace(/\.0+$/, "")}`;
 
   // -- axes
   const extent = (values) => [d3.min(values), d3.max(values)];
@@ -46,7 +45,9 @@
     if (axis.format === "tail") {
       const ticks = [[0.5, "p50"], [0.9, "p90"], [0.99, "p99"], [0.999, "p99.9"], [0.9999, "p99.99"]];
       const at = ticks.map(([part]) => -Math.log10(1 - part)).filter((value) => value <= high + 1e-9);
-      return {type: "linear", domain: [at[0], Math.max(high, at[0] + 0.7)], ticks: at};
+      const domain = [at[0], Math.max(high, at[0] + 0.7)], pixels = room / (domain[1] - domain[0]);
+      for (let last = at.length - 1; last > 1; last -= 1) if ((at[last] - at[last - 1]) * pixels < 46) at.splice(last - 1, 1);
+      return {type: "linear", domain, ticks: at};
     }
     if (axis.scale === "linear") {
       const pad = (high - low || Math.abs(high) || 1) * 0.08;
@@ -63,6 +64,7 @@
       ticks = d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
         .flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)).filter((value) => value >= low && value <= high);
     }
+    if (!two && ticks.length < 3) ticks = d3.ticks(low, high, 4);
     const most = Math.max(2, Math.floor(room / 62));
     while (ticks.length > most) ticks = ticks.filter((_, index) => index % 2 === (two ? (ticks.length - 1) % 2 : 0));
     return {type: "log", base: two ? 2 : 10, domain: [low, high], ticks};
@@ -107,13 +109,41 @@
     const svg = Plot.plot({width, height, marginLeft: left, marginRight: right, marginTop: 34, marginBottom: figure.x.label ? 42 : 30,
                            x: xScale, y: yScale, marks, style: "overflow: visible"});
     stamp(svg, figure, width);
-    figure.rules.forEach(([at, word], index) => {  // beside its rule, as far as there is room
-      const wide = 6.6 * word.length, px = svg.scale("x").apply(at), edge = width - right;
-      const start = px + 5 + wide <= edge ? px + 5 : px - 5 - wide >= left + 4 ? px - 5 - wide : Math.max(left + 4, edge - wide);
-      write(svg, "rule", word, start, height - 52 - 16 * index, "start");
-    });
+    ruleWords(svg, figure, {left, right, width, height});
     (along ? alongLabels : endLabels)(svg, figure, {left, right, width, height, domain: x.domain});
     return svg;
+  }
+
+  // Points of a curve as it is drawn, four pixels apart or less: what a word would hide.
+  function trail(svg, figure, each) {
+    const points = each.points.map(([x, y]) => [svg.scale("x").apply(x), svg.scale("y").apply(y)]);
+    const corners = figure.labels === "along" ? d3.pairs(points).flatMap(([one, two]) => [one, [two[0], one[1]], two]) : points;
+    return d3.pairs(corners).flatMap(([[x1, y1], [x2, y2]]) => {
+      const steps = Math.max(1, Math.ceil(Math.hypot(x2 - x1, y2 - y1) / 4));
+      return d3.range(steps).map((step) => [x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps]);
+    });
+  }
+  const hidden = (trails, {low, high, y}) => d3.sum(trails, (points) =>
+    points.filter(([px, py]) => px > low - 4 && px < high + 4 && Math.abs(py - y) < 12).length);
+  const covered = (taken, {low, high, y}) => d3.sum(taken, (other) => Math.abs(other.y - y) < 16
+    ? Math.max(0, Math.min(high + 4, other.high) - Math.max(low - 4, other.low)) : 0);
+
+  // A word beside each upright line, where it hides least.
+  function ruleWords(svg, figure, {left, right, width, height}) {
+    const rules = figure.rules.map(([at]) => svg.scale("x").apply(at)), edge = width - right;
+    const trails = figure.series.map((each) => trail(svg, figure, each)), taken = [];
+    figure.rules.forEach(([, word], index) => {
+      const wide = 6.6 * word.length, px = rules[index];
+      const places = d3.range(height - 52, 44, -16).flatMap((y, up) => [px + 5, px - 5 - wide].map((low) => {
+        const box = {low, high: low + wide, y: y - 4};
+        box.cost = up + 8 * (Math.max(0, left + 4 - low) + Math.max(0, low + wide - edge)) + 6 * hidden(trails, box)
+          + 20 * covered(taken, box) + 20 * rules.filter((other) => other > low - 3 && other < low + wide + 3).length;
+        return box;
+      }));
+      const box = d3.least(places, (place) => place.cost);
+      taken.push(box);
+      write(svg, "rule", word, box.low, box.y + 4, "start");
+    });
   }
 
   // Names at the ends of lines, pushed apart, each with a thin line to its own.
@@ -135,47 +165,41 @@
     }
   }
 
-  // Names beside curves that all end at the top: each at a height of its own, the left half of them to the left.
-  function alongLabels(svg, figure, {left, right, width}) {
+  // Names beside curves that all end at the top: each with its filled symbol, where it hides least.
+  function alongLabels(svg, figure, {left, width}) {
     const x = svg.scale("x"), y = svg.scale("y");
-    const half = (each) => each.points.find(([, part]) => part >= 0.5)[0];
-    const order = figure.series.slice().sort((one, two) => half(one) - half(two));
+    const at = (each, share) => x.apply(each.points.find(([, part]) => part >= share)[0]);
+    const trails = figure.series.map((each) => trail(svg, figure, each)), taken = [];
     const group = d3.select(svg).append("g").attr("class", "names").attr("font-size", 12).attr("font-family", "inherit");
-    const taken = [];
-    order.forEach((each) => {
-      let best = null;
-      for (const share of [0.5, 0.62, 0.38, 0.74, 0.26, 0.86, 0.14, 0.95, 0.06]) {
-        const point = each.points.find(([, part]) => part >= share), wide = 6.6 * each.label.length;
-        for (const side of [1, -1]) {
-          const px = x.apply(point[0]) + side * 9, py = y.apply(share);
-          const box = {low: side > 0 ? px : px - wide, high: side > 0 ? px + wide : px, y: py, share, side, px, wide};
-          if (box.low < left + 2 || box.high > width - 2) continue;
-          let cost = Math.abs(share - 0.5) * 10;
-          for (const other of taken) {
-            if (Math.abs(other.y - py) < 15) cost += Math.max(0, Math.min(box.high, other.high) - Math.max(box.low, other.low)) * 20;
-          }
-          for (const line of figure.series) {  // curves under the words
-            for (const near of [share - 0.03, share, share + 0.03]) {
-              const at = line.points.find(([, part]) => part >= Math.min(Math.max(near, 0), 1));
-              if (at && x.apply(at[0]) > box.low && x.apply(at[0]) < box.high) cost += 12;
-            }
-          }
-          if (best === null || cost < best.cost) best = {...box, cost};
+    for (const each of d3.sort(figure.series, (one) => at(one, 0.5))) {
+      const wide = 6.6 * each.label.length + 17, places = [];
+      for (const share of [0.5, 0.62, 0.38, 0.8, 0.2, 0.7, 0.3, 0.88, 0.12, 0.06]) {
+        for (const [side, away] of [10, 30, 55, 90, 130].flatMap((away) => [[1, away], [-1, away]])) {
+          const own = at(each, share), low = own + side * away - (side > 0 ? 0 : wide), box = {own, away, side, low, high: low + wide, y: y.apply(share)};
+          if (low < left + 2 || box.high > width - 2) continue;
+          const between = (other) => (at(other, share) - own) * side > 0 && (at(other, share) - own) * side < away;
+          box.cost = Math.abs(share - 0.5) * 8 + away * 0.12 + 20 * covered(taken, box) + 6 * hidden(trails, box)
+            + 15 * figure.series.filter(between).length;
+          places.push(box);
         }
       }
-      if (best === null) best = {px: left + 8, y: y.apply(0.5), side: 1, low: 0, high: 0};
-      taken.push(best);
-      group.append("text").attr("x", best.px).attr("y", best.y).attr("dy", "0.35em").attr("text-anchor", best.side > 0 ? "start" : "end")
+      const box = d3.least(places, (place) => place.cost) ?? {own: left + 8, away: 0, side: 1, y: y.apply(0.5), low: left + 8, high: left + 8 + wide};
+      taken.push({...box, low: Math.min(box.low, box.own), high: Math.max(box.high, box.own)});
+      const {color, symbol} = style(each.style), near = box.side > 0 ? box.low : box.high;
+      if (box.away > 10) group.append("path").attr("d", `M${box.own},${box.y}H${near}`).attr("stroke", color).attr("stroke-opacity", 0.7);
+      group.append("path").attr("class", "key").attr("d", d3.symbol(d3[`symbol${symbol[0].toUpperCase()}${symbol.slice(1)}`], 52)())
+        .attr("transform", `translate(${box.low + 6},${box.y})`).attr("fill", color).attr("stroke", color).attr("stroke-width", 1.5);
+      group.append("text").attr("x", box.low + 16).attr("y", box.y).attr("dy", "0.35em").attr("text-anchor", "start")
         .attr("fill", "currentColor").attr("stroke", "var(--back)").attr("stroke-width", 4).attr("paint-order", "stroke").text(each.label);
-    });
+    }
   }
 
   function dots(figure, width) {
     const items = figure.items.map((each, index) => ({...each, key: `${index}`}));
     const values = items.flatMap((each) => [each.value, each.low ?? each.value, each.high ?? each.value])
       .concat(figure.rules.map(([value]) => value)).filter((value) => figure.x.scale === "linear" || value > 0);
-    const longest = d3.max(items, (each) => each.label.length), narrow = width < 520;
-    const left = narrow ? 12 : Math.min(7 * longest + 16, width * 0.42);
+    const longest = d3.max(items, (each) => each.label.length), room = 7 * longest + 16;
+    const narrow = width < 520 || room > width * 0.42, left = narrow ? 12 : room;
     const right = narrow ? 14 : 7.9 * d3.max(items, (each) => each.text.length) + 18;
     // On a phone the words stand above their dot: in one line, or in two where they are too long for that.
     const two = narrow && d3.max(items, (each) => 6.9 * each.label.length + 7.9 * each.text.length) > width - left - right - 8;
@@ -199,7 +223,7 @@
     marks.push(Plot.text(items, {...place, text: "label", frameAnchor: "left", dx: narrow ? 0 : -8, dy: down, textAnchor: start, fontSize: 12.5, ...halo, strokeWidth: 8}));
     marks.push(Plot.text(items, {...place, text: "text", frameAnchor: two ? "left" : "right", dx: narrow ? 0 : 10, dy: two ? -9 : down, textAnchor: two || !narrow ? "start" : "end", fontSize: 12.5, fontWeight: 700, ...halo}));
     const {ticks: _, ...xScale} = x;
-    const svg = Plot.plot({width, height, marginLeft: left, marginRight: right, marginTop: 36, marginBottom: 40, x: xScale,
+    const svg = Plot.plot({width, height, marginLeft: left, marginRight: right, marginTop: 36, marginBottom: 40, x: {...xScale, inset: 8},
                       y: {type: "band", domain: items.map((each) => each.key), axis: null}, marks, style: "overflow: visible"});
     stamp(svg, figure, width);
     return svg;

@@ -11,7 +11,7 @@ from report_support import made_up, rates
 from testbed.bench import words
 from testbed.bench.rows import Result, Row
 from testbed.report.page import render
-from testbed.report.parts import Run, faster
+from testbed.report.parts import Run, cpu_words, faster, peer
 from testbed.report.sections import places
 from testbed.report.sizes import crossings
 
@@ -88,17 +88,40 @@ def test_devices_that_were_not_measured_are_said() -> None:
     some = dataclasses.replace(made_up(), result=dataclasses.replace(made_up().result, results=tuple(
         row for row in made_up().result.results if row.name != "net")))
     (devices,) = [section for section in places(some)[0].sections if section.id == "devices"]
-    assert devices.missing.startswith("Not measured in this run: net. testbed bench net measures")
+    assert (devices.missing, devices.command) == ("Not measured in this run: net.", "testbed bench net")
+    assert "Measure with <code>testbed bench net</code>." in render(some)
     full, none = (next(section for section in places(made_up(devices=devices))[0].sections if section.id == "devices")
                   for devices in (True, False))  # fmt: skip
-    assert [figure.title for figure in full.figures] == ["ping ipv4 64 B", "block randread depth 1 4 KiB",
-                                                         "net ipv6-reverse"]
+    assert [figure.title for figure in full.figures] == ["Ping: IPv4, 64 B", "Block: random read, depth 1, 4 KiB",
+                                                         "Net: IPv6, far to near"]
     assert full.missing == ""
     assert [item.label for item in full.figures[0].items] == ["IDC", "virtio-net"]
     glance = places(made_up())[0].sections[0].figures[0]
-    assert "block randread depth 1 4 KiB / virtio-blk" in {item.label for item in glance.items}, "the best peer"
-    assert none.missing.startswith("Not measured in this run: block, net, ping. testbed bench block net measures")
+    assert "Block: random read, depth 1, 4 KiB / virtio-blk" in {item.label for item in glance.items}, "the best peer"
+    assert none.missing == "Not measured in this run: block, net, ping."
+    assert none.command == "testbed bench block net"
     assert none.figures == []
+
+
+def test_processor_time_is_read_with_what_it_is_for(run: Run) -> None:
+    trip, stream, disk = (next(row for row in run.result.results if row.name == name and row.cpu_s)
+                          for name in ("rtt", "stream", "block"))
+    assert cpu_words(dataclasses.replace(trip, cpu_s=0.564)) == "564 us/op", "rows count 1,000 operations"
+    assert cpu_words(dataclasses.replace(stream, cpu_s=1.9)) == "1.90 s/GB"
+    assert cpu_words(dataclasses.replace(disk, cpu_s=13.0)) == "13.0 ms/op"
+    assert cpu_words(dataclasses.replace(disk, unit="MB/s", cpu_s=13.0)) == "13.0 s/GB"
+    figures = {figure.id: figure for figure in places(run)[0].figures if "-cpu-" in figure.id}
+    assert figures.keys() == {f"vm-vm-cpu-{what}" for what in ("rtt", "stream", "block", "net", "ping")}
+    for figure in figures.values():
+        for item, row in zip(figure.items, figure.table.rows, strict=True):
+            assert row[2].text == item.text
+            assert item.text.endswith("/GB" if figure.x.format == "plain" else "/op")
+
+
+def test_the_best_of_several_peers_is_the_fastest_also_by_time() -> None:
+    ours, slow, fast = (rates("vm-vm", "ping", (path, "ipv4", "core"), 64, "us", value)
+                        for path, value in (("ivshmem", 400.0), ("tcp", 900.0), ("virtio-net", 700.0)))
+    assert peer([ours, slow, fast], ours) is fast
 
 
 def test_ratios_are_of_rounds_that_were_neighbours() -> None:
@@ -113,9 +136,9 @@ def test_a_busy_machine_is_said_before_any_figure(run: Run) -> None:
     busy = dataclasses.replace(run.result, host=run.result.host | {"load_before": 5.08}, notes=("mind this",))
     page = render(dataclasses.replace(run, result=busy))
     head = page[:page.index("<main")]
-    assert "Others were busy when this run began (load 5.1 on 2 CPUs)" in head
+    assert "The machine was busy when this run began (load 5.1 on 2 CPUs)" in head
     assert "mind this" in head
-    assert "Others were busy" not in render(run)
+    assert "The machine was busy" not in render(run)
 
 
 def test_a_run_of_nothing_is_a_page_all_the_same() -> None:
@@ -139,6 +162,7 @@ def test_the_page_is_one_small_file_that_loads_nothing(run: Run) -> None:
 
 @pytest.mark.parametrize(("value", "unit", "text"), [
     (0.0, "B/s", "0.00 B/s"), (999.0, "ns", "999 ns"), (1234.0, "ns", "1.23 us"), (5.94e6, "ns", "5.94 ms"),
+    (2906.0, "us", "2.91 ms"), (0.25, "us", "250 ns"),
     (2e9, "ns", "2.00 s"), (4.66e9, "B/s", "4.66 GB/s"), (12.34, "%", "12.3 %"), (0.000345, "s", "0.000345 s"),
     (21000.0, "iops", "21.0 kIO/s"), (941.0, "Mbit/s", "941 Mbit/s"),
 ])
