@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := guest host idc images testbed tests
 
-.PHONY: demo test soak lint unit docs setup setup-dev clean
+.PHONY: demo test soak lint unit docs setup setup-dev python clean
 
 demo: setup
 	@$(BIN)/testbed demo $(ARGS)
@@ -24,11 +24,14 @@ unit: setup-dev
 docs: setup-dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS) && echo "build/docs/index.html"
 
-setup:
+setup: python
 	@$(PYTHON) testbed/bootstrap.py run
 
-setup-dev:
+setup-dev: python
 	@$(PYTHON) testbed/bootstrap.py dev
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON); as root: apt-get install python3, or name another one of 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis idc/_core.c idc/_core*.so
