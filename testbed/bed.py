@@ -29,6 +29,7 @@ from testbed import faults
 from testbed import network as networks
 from testbed.clone import Clone
 from testbed.errors import SpecError
+from testbed.hints import BROKER_HINT
 from testbed.kernel import resolve_files
 from testbed.qemu_args import DEFAULT_QEMU, Memory, VmSpec
 from testbed.run import Keep, Run
@@ -249,7 +250,7 @@ class Testbed:
             RegionError: the domain has one already.
         """
         if self._broker is None:
-            raise SpecError("this testbed has no broker", hint="Testbed(broker=True), or a [broker] table")
+            raise SpecError("this testbed has no broker", hint=BROKER_HINT)
         region = self._started().control(domain)
         self.regions[region.name] = region
         if domain in self.vms:
@@ -272,7 +273,7 @@ class Testbed:
         Raises SpecError: this testbed has none.
         """
         if self._broker is None:
-            raise SpecError("this testbed has no registry", hint="Testbed(broker=True), or a [broker] table")
+            raise SpecError("this testbed has no registry", hint=BROKER_HINT)
         return f"unix:{self._started().registry_socket}"
 
     @property

@@ -13,6 +13,7 @@ from testbed import registry as testbeds
 from testbed.cli_common import Json, complete_testbed, out, print_json, table
 from testbed.control import Control
 from testbed.errors import SpecError
+from testbed.hints import BROKER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ def _open(bed: str) -> Registry:
     with Control(entry) as link:
         address = link.call("status").get("registry")
     if not address:
-        raise SpecError(f"testbed {entry.name!r} has no registry", hint="write a [broker] table into its topology")
+        raise SpecError(f"testbed {entry.name!r} has no registry", hint=BROKER_HINT)
     return Registry(open_port(address))
 
 

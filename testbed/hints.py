@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+BROKER_HINT = ("a line [broker] in the topology file (`testbed config show` prints that of a testbed that has none); "
+               "in Python Testbed(broker=True)")
+"""For who wants a registry, a device or a control region of a testbed without a broker."""
+
 _HINTS: tuple[tuple[str, str], ...] = (
     (r"emulation failure|KVM internal error", "this machine's KVM cannot run the guest; use --accel tcg"),
     (r"Could not access KVM|failed to initialize kvm", "see `ls -l /dev/kvm` and group kvm, or use --accel tcg"),

@@ -312,7 +312,8 @@ def load(path: Path) -> Topology:
         with path.open("rb") as file:
             data = tomllib.load(file)
     except OSError as error:
-        raise TopologyError(f"cannot read the topology {path}: {error.strerror}") from error
+        hint = "docs/topology.md has an example; `testbed up` without a file boots two VMs and a link"
+        raise TopologyError(f"cannot read the topology {path}: {error.strerror}", hint=hint) from error
     except UnicodeDecodeError as error:
         raise TopologyError(f"{path} is no TOML: byte {error.start} is not UTF-8 text, which TOML has to be") from error
     except tomllib.TOMLDecodeError as error:
@@ -351,6 +352,8 @@ def _sentence(error: ValidationError) -> str:
         text = f"{_where((*loc, ''))}{first['msg']}"
     elif kind == "missing":
         text = f"{_where(loc)}is missing"
+    elif kind in ("dict_type", "model_type"):
+        text = f"{_where(loc)}should be a table, not {first['input']!r}"
     elif kind == "value_error":
         text = f"{_where(loc)}{first['ctx']['error']}"
     else:

@@ -38,7 +38,7 @@ def chosen(names: Sequence[str]) -> list[Bench]:
     known = load()
     for name in names:
         if name not in known:
-            raise SpecError(f"no benchmark is called {name!r}", hint=f"there are {', '.join(known)}")
+            raise SpecError(f"no benchmark is called {name!r} (there are: {', '.join(known)})")
     return [bench for bench in known.values() if (bench.name in names if names else bench.default)]
 
 

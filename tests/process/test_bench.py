@@ -92,7 +92,7 @@ def test_interrupted_it_leaves_nothing(environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["nothing"], "error: no benchmark is called 'nothing'; try: there are rtt, rate, stream, idc, trace, block"),
+    (["nothing"], "error: no benchmark is called 'nothing' (there are: rtt, rate, stream, idc, trace, block"),
     (["--json", "/nowhere/out.json"], "error: --json /nowhere/out.json: /nowhere is no directory that this user may"),
     (["--bars", "/nowhere/in.json"], "error: No such file or directory: /nowhere/in.json"),
 ])

@@ -38,6 +38,8 @@ def cli(runtime: Path) -> Cli:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("[vms.a", "is no TOML"),
+    ("vms = 3", "vms: should be a table, not 3"),
+    ("[vms]\na = 3", "[vms] a: should be a table, not 3"),
     ("", "there is no VM"),
     ("[vms.a]\nimage = 'nothing'", "no image matches 'nothing'"),
     ("[vms.a]\nkernel = 'nothing'", "[vms.a] kernel: "),
@@ -58,7 +60,9 @@ def test_a_file_that_may_not_be_read_is_named(cli: Cli, runtime: Path) -> None:
     (runtime / "bed.toml").mkdir()
     for name, why in (("bed.toml", "Is a directory"), ("none.toml", "No such file or directory")):
         path = runtime / name
-        assert cli("up", str(path), code=1).stderr == f"error: cannot read the topology {path}: {why}\n"
+        assert cli("up", str(path), code=1).stderr == (
+            f"error: cannot read the topology {path}: {why}; try: docs/topology.md has an example; `testbed up` "
+            "without a file boots two VMs and a link\n")
     if os.geteuid() != 0:  # root may read everything
         (runtime / "secret.toml").touch(mode=0)
         assert "secret.toml: Permission denied" in cli("up", str(runtime / "secret.toml"), code=1).stderr

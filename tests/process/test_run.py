@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from testbed import keeper
-from testbed.errors import RunError
+from testbed.bed import Testbed
+from testbed.errors import RunError, SpecError
 from testbed.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +174,12 @@ def test_a_directory_of_somebody_else_is_refused(base: Path, tmp_path: Path) -> 
 def test_a_path_too_long_for_a_socket_is_refused(base: Path) -> None:
     with Run(base=base, keep="never") as run, pytest.raises(RunError, match="too long"):
         run.path("x" * 108)
+
+
+def test_who_wants_a_registry_of_a_testbed_without_one_is_told_how_to_have_it() -> None:
+    with Testbed() as bed:
+        wishes: list[Callable[[], str]] = [lambda: bed.registry_address, lambda: bed.control("front")]
+        for wish in wishes:
+            with pytest.raises(SpecError, match=r"this testbed has no (registry|broker)") as caught:
+                wish()
+            assert "a line [broker] in the topology file (`testbed config show` prints that" in caught.value.hint

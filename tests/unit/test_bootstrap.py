@@ -60,6 +60,13 @@ def test_the_virtual_environment_follows_what_it_was_made_from(monkeypatch: pyte
     assert bootstrap.fingerprint(dev=False) != before
 
 
+def test_where_there_is_no_python_make_says_what_to_do() -> None:
+    done = subprocess.run(["make", "demo", "PYTHON=nopython"], cwd=bootstrap.ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("setup: there is no nopython; as root: apt-get install python3, or name another one")
+
+
 def test_it_needs_the_standard_library_only() -> None:
     done = subprocess.run([sys.executable, "-I", "-S", bootstrap.__file__, "--help"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
