@@ -123,6 +123,8 @@ def _tap() -> Check:
 
 def _user_namespaces() -> Check:
     """Whether this user may make one: asked by doing it, because kernels, AppArmor and containers all have a say."""
+    if shutil.which("unshare") is None:
+        return Check("user namespaces", "warn", "there is no unshare to try it with", "apt install util-linux")
     child = subprocess.run(["unshare", "--user", "--map-root-user", "--net", "true"], capture_output=True, text=True,
                            check=False)
     if child.returncode == 0:

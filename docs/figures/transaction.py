@@ -163,7 +163,9 @@ def draw(seen: dict[str, Any]) -> str:
         y = front if name.startswith("request") else back
         low = 18 if y == front else -12
         parts.append(f'<path class="c" d="M{x(at)} {y - 10}V{y + 10}"/>')
-        parts.append(f'<text x="{x(at) + 4}" y="{y + low + 4}">{name} {at / 1000:.1f} us</text>')
+        late = x(at) > width - right - 150  # no room to the right of it
+        parts.append(f'<text x="{x(at) + (-4 if late else 4)}" y="{y + low + 4}" '
+                     f'text-anchor="{"end" if late else "start"}">{name} {at / 1000:.1f} us</text>')
     parts.append(f'<text x="8" y="262">{seen["accel"]}, Linux {seen["kernel"]}; times of front on back\'s clock within '
                  f'{seen["bound_ns"] / 1000:.1f} us; after {seen["before"]} others</text></svg>')
     return "\n".join(parts) + "\n"

@@ -62,7 +62,8 @@ def _sources() -> str:
     """All of the code, its strings joined as Python joins them."""
     text = "".join(path.read_text() for package in ("testbed", "host", "idc", "guest", "images")
                    for pattern in ("*.py", "*.c") for path in (ROOT / package).rglob(pattern))
-    return re.sub(r"[\"']\s*\n?\s*f?[\"']", "", text)
+    makefile = (ROOT / "Makefile").read_text().replace("$(PYTHON)", "python3")
+    return re.sub(r"[\"']\s*\n?\s*f?[\"']", "", text) + makefile
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
