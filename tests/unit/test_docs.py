@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from testbed.cli import build
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -94,3 +99,35 @@ def test_the_example_of_a_test_without_vms_runs(tmp_path: Path) -> None:
                           timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+@functools.cache
+def root_command() -> Any:
+    return typer.main.get_command(build())
+
+
+def commands(page: Path) -> list[str]:
+    """What follows `testbed` on the page, in text and in code."""
+    text = page.read_text()
+    blocks = re.findall(r"^(?:    |\$ )(?:.*&& )?(?:\.venv/bin/)?testbed ([a-z].*)$", text, re.MULTILINE)
+    return re.findall(r"`(?:\.venv/bin/)?testbed ([a-z][^`\n]*)`", text) + blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_a_page_names_are_there(page: Path) -> None:
+    wrong = []
+    for line in commands(page):
+        words = re.split(r"\s{3,}|\s#|\s&&", line)[0].split()
+        command = root_command()
+        while words and (below := getattr(command, "commands", None)):
+            name = words.pop(0).split("|")[0].rstrip(",")
+            if name not in below:
+                wrong.append(f"{line}: no command {name}")
+                break
+            command = below[name]
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+        for word in words[:words.index("--")] if "--" in words else words:
+            option = word.strip("[],.").split("=")[0]
+            if option.startswith("--") and option not in known:
+                wrong.append(f"{line}: no option {option}")
+    assert not wrong, f"{page.relative_to(ROOT)}: " + "; ".join(wrong)
