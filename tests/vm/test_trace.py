@@ -4,14 +4,10 @@ fetches both and draws them on one timeline."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cli_support import ROOT, Cli, running
 from trace_support import check_perfetto
 
 from idc.trace import store
@@ -19,8 +15,8 @@ from testbed.trace.align import align, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE = ROOT / "tests" / "process" / "trace_side.py"
 COUNT = 600
 TOPOLOGY = """
@@ -45,34 +41,15 @@ slot = "512"
 """
 
 
-class Cli:
-    """The command, with a runtime directory of its own."""
-
-    def __init__(self, runtime: str) -> None:
-        self.env = {**os.environ, "XDG_RUNTIME_DIR": runtime, "PYTHONPATH": str(ROOT)}
-
-    def __call__(self, *words: str, code: int = 0) -> str:
-        run = subprocess.run([sys.executable, "-P", "-m", "testbed.cli", *words], env=self.env, text=True,
-                             capture_output=True, timeout=240, check=False, stdin=subprocess.DEVNULL)
-        assert run.returncode == code, run
-        return run.stdout if code == 0 else run.stderr
-
-    def start(self, vm: str, command: str) -> None:
-        """Start a command that stays; its output goes to a file."""
-        self("exec", "-n", vm, "--", f"setsid {command} >/tmp/{vm}.log 2>&1 & echo $! >>/tmp/pids")
+def start(cli: Cli, vm: str, command: str) -> None:
+    """Start a command that stays; its output goes to a file."""
+    cli("exec", "-n", vm, "--", f"setsid {command} >/tmp/{vm}.log 2>&1 & echo $! >>/tmp/pids")
 
 
 @pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    with tempfile.TemporaryDirectory(prefix="tr", dir="/tmp") as runtime:
-        cli = Cli(runtime)
-        topology = tmp_path_factory.mktemp("trace") / "trace.toml"
-        topology.write_text(TOPOLOGY)
-        try:
-            cli("up", str(topology))
-            yield cli
-        finally:
-            cli("down", "--all")
+def cli() -> Iterator[Cli]:
+    with running(TOPOLOGY) as cli:
+        yield cli
 
 
 def test_no_trace_yet_is_one_clear_line(cli: Cli, tmp_path: Path) -> None:
@@ -84,8 +61,8 @@ def test_no_trace_yet_is_one_clear_line(cli: Cli, tmp_path: Path) -> None:
 def test_two_vms_on_one_timeline(cli: Cli, tmp_path: Path) -> None:
     for vm in ("front", "back"):
         cli("cp", "-q", str(SIDE), f"{vm}:/tmp/side.py")
-    cli.start("back", "python3 -m idc.trace.record ivshmem:trace/trace --domain front --here back")
-    cli.start("back", f"python3 /tmp/side.py back ivshmem:link/service back {store.DIRECTORY}")
+    start(cli, "back", "python3 -m idc.trace.record ivshmem:trace/trace --domain front --here back")
+    start(cli, "back", f"python3 /tmp/side.py back ivshmem:link/service back {store.DIRECTORY}")
     out = cli("exec", "-n", "front", "--", "python3", "/tmp/side.py", "front", "ivshmem:link/service",
               "ivshmem:trace/trace", "lossless", str(COUNT), "20")
     assert json.loads(out)["dropped"] == 0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cli_support import Cli, running
 from trace_support import check_perfetto
 
 from idc.trace import store
@@ -18,8 +15,8 @@ from testbed.trace.align import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 2000
 TOPOLOGY = """
 name = "traced"
@@ -42,31 +39,10 @@ with open_tracer("unix:/run/idc/trace-0", timeout=600) as tracer:
 """
 
 
-class Cli:
-    """The command, with a runtime directory of its own."""
-
-    def __init__(self, runtime: str) -> None:
-        self.words = [sys.executable, "-P", "-m", "testbed.cli"]
-        self.env = {**os.environ, "XDG_RUNTIME_DIR": runtime, "PYTHONPATH": str(ROOT)}
-
-    def __call__(self, *words: str) -> str:
-        run = subprocess.run([*self.words, *words], env=self.env, text=True, capture_output=True, timeout=600,
-                             check=False, stdin=subprocess.DEVNULL)
-        assert run.returncode == 0, run
-        return run.stdout
-
-
 @pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    with tempfile.TemporaryDirectory(prefix="td", dir="/tmp") as runtime:
-        cli = Cli(runtime)
-        topology = tmp_path_factory.mktemp("trace") / "traced.toml"
-        topology.write_text(TOPOLOGY)
-        try:
-            cli("up", str(topology))
-            yield cli
-        finally:
-            cli("down", "--all")
+def cli() -> Iterator[Cli]:
+    with running(TOPOLOGY) as cli:
+        yield cli
 
 
 @pytest.mark.timeout(900)  # programs start slowly in emulated guests, the more so on a machine that others use too
