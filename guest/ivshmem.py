@@ -154,6 +154,9 @@ def _region(device: Device, memory: mmap.mmap, registers: mmap.mmap | None, rele
     def bell(peer: int, vector: int) -> Bell:
         return Bell.mmio(registers, DOORBELL, peer << 16 | vector)
 
+    mine = bell(member, 0)
+    mine.learn(device.vectors[0])
+    mine.close()
     return Region(memory, member, device.vectors, bell, release)
 
 

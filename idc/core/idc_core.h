@@ -96,6 +96,7 @@ struct idc_ring {
     uint64_t pos, peer, notified;        /* my index; last good copy of the peer's; my index at the last notify */
     uint32_t slot_size, kind, role;
     uint32_t touch;                      /* message consumer: last message went beyond its slot's first line */
+    uint32_t does;                       /* 1: posts messages, 2: takes them; 0: neither, or it ended */
     int32_t ended;                       /* 0, or the result that ended this ring, for good */
     uint32_t reason;                     /* enum idc_reason, when ended is IDC_CORRUPT */
     uint64_t bad;                        /* the offending value */
@@ -165,6 +166,9 @@ int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout
 int idc_bell_ring(const struct idc_bell *bell);
 /* IDC_OK once fd was readable (and is emptied), IDC_TIMEOUT, IDC_INTR or IDC_EINVAL. */
 int idc_bell_wait(int fd, int64_t timeout_ns);
+/* Finds out what a wake-up by way of the hypervisor costs, for all rings of this process: `mine` rings fd, of this side. Leaves
+ * it readable. IDC_OK; IDC_TIMEOUT: rings get lost; IDC_INTR, IDC_EINVAL. */
+int idc_wake_learn(const struct idc_bell *mine, int fd);
 /* Sleeps until fd is readable, and empties it: 1; 0 after ns. While masked, 2 at the next look that is due or after ns.
  * Or IDC_INTR, IDC_EINVAL. `progress` is any number that changes when the sleeper got something done; fd is non-blocking. */
 int idc_mask_sleep(struct idc_mask *m, int fd, uint64_t progress, uint64_t ns);

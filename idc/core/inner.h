@@ -16,14 +16,13 @@
 #endif
 
 enum { SLOT_HEADER = 8, LINE = 64 };
-/* Whether polling has paid of late: a score; and polls with no PAUSE between, as long as a round trip takes between two
- * sides that are awake. */
-enum { SCORE_MAX = 15, SCORE_SPIN = 4, SCORE_WON = 4, EAGER_POLLS = 64 };
 enum {
+    SCORE_MAX = 15, SCORE_SPIN = 4, SCORE_WON = 4, /* whether polling has paid of late: a score */
+    EAGER_POLLS = 64,       /* with no PAUSE between, as long as a round trip takes between two sides that are awake */
+    POLL_GAP = 7,           /* loads between two of them: each takes the line from a writer who is not done with it */
     POLLS_PER_LOOK = 256,   /* polls between looks at the clock and the watch words: a look costs 20 polls */
     RECHECK_NS = 100000000, /* the safety recheck */
     IN_FLIGHT_NS = 5000000, /* a doorbell this much behind its data was under way, not lost */
-    BELL_WORTH = 64,        /* how much longer it takes to be woken at both ends than to ring */
     SPIN_MOST_NS = 2000000, /* no wake-up is worth a longer spin */
 };
 
@@ -42,10 +41,8 @@ static inline void store_release(uint64_t *word, uint64_t value)
     atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_release);
 }
 
-extern int idc_pause_is_cheap; /* set by idc_wait_setup */
-extern int idc_cpus;
-/* The least that ringing a doorbell has taken so far, ns: an eventfd's, and one behind a register. */
-extern _Atomic uint64_t idc_bell_ns[2] __attribute__((visibility("hidden")));
+extern int idc_pause_is_cheap, idc_mfence_is_cheap, idc_cpus; /* set by idc_wait_setup */
+extern _Atomic uint64_t idc_wake_ns __attribute__((visibility("hidden"))); /* see idc_wake_learn; 0: not known */
 /* Not 0: idc_fault_pass has something to do. Hidden: one load less at each point. */
 extern int idc_fault_armed __attribute__((visibility("hidden")));
 /* idc_mask_sleep on several descriptors, of which fds[0] may be masked: 1 when that was rung; 0 after ns, or when others are
@@ -67,6 +64,19 @@ static inline void cpu_relax(void)
 #endif
 }
 
+/* Orders all before it against all after it. Compilers make it a locked instruction, the fastest of a real processor's;
+ * under TCG that is a call into QEMU, and MFENCE is not. */
+static inline void full_fence(void)
+{
+#if defined(__x86_64__)
+    if (idc_mfence_is_cheap) {
+        __asm__ volatile("mfence" ::: "memory");
+        return;
+    }
+#endif
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
 /* Pulls a line towards this CPU without using its value. A real load, because TCG drops prefetches; in assembly,
  * because it races with the peer's stores by design and nothing may be concluded from it. */
 static inline void touch_line(const uint8_t *p)
@@ -79,21 +89,27 @@ static inline void touch_line(const uint8_t *p)
 #endif
 }
 
+/* By two words: to TCG a vector is words too, in memory of its own. */
 static inline void copy16(uint8_t *d, const uint8_t *s)
 {
-    memcpy(d, s, 16); /* constant size: one vector move */
+    uint64_t low, high;
+    memcpy(&low, s, 8);
+    memcpy(&high, s + 8, 8);
+    memcpy(d, &low, 8);
+    memcpy(d + 8, &high, 8);
 }
 
-/* Up to 64 bytes with overlapping moves and no loop. */
+/* Up to 64 bytes with overlapping moves and no loop. From the end: what a peer polls is in a slot's first line, which is
+ * written last and at one go, before a poll takes it away. */
 static inline void copy_small(void *dst, const void *src, uint64_t n)
 {
     uint8_t *d = dst;
     const uint8_t *s = src;
     if (n > 32) {
-        copy16(d, s);
-        copy16(d + 16, s + 16);
-        copy16(d + n - 32, s + n - 32);
         copy16(d + n - 16, s + n - 16);
+        copy16(d + n - 32, s + n - 32);
+        copy16(d + 16, s + 16);
+        copy16(d, s);
     } else if (n >= 16) {
         copy16(d, s);
         copy16(d + n - 16, s + n - 16);
@@ -131,6 +147,7 @@ static inline bool peer_changed(const struct idc_ring *r)
 static inline int ring_end(struct idc_ring *r, int result)
 {
     r->ended = result;
+    r->does = 0;
     return result;
 }
 
@@ -145,16 +162,7 @@ static inline int ring_corrupt(struct idc_ring *r, uint32_t reason, uint64_t val
     return ring_end(r, IDC_CORRUPT);
 }
 
-/* Kind, role and not ended, in one test: a small message passes many tests a second. */
-static inline bool may_post(const struct idc_ring *r)
-{
-    return (r->kind | r->role | (uint32_t)r->ended) == 0; /* IDC_MESSAGES, IDC_PRODUCER, IDC_OK */
-}
-
-static inline bool may_take(const struct idc_ring *r)
-{
-    return (r->kind | (r->role ^ IDC_CONSUMER) | (uint32_t)r->ended) == 0;
-}
+enum { POSTS = 1, TAKES = 2 }; /* kind, role and not ended, in one test: a small message passes many a second */
 
 /* The score after a wait that polling did for, or would have. It rises faster than it falls: two sides meet only while both
  * poll, so whoever may gain polls in most of its waits. */
@@ -167,30 +175,26 @@ static inline uint32_t learned(uint32_t score, bool won)
 
 static inline void spin_won(struct idc_ring *r)
 {
-    r->spin_score = learned(r->spin_score, true);
+    if (r->spin_score < SCORE_MAX)
+        r->spin_score = learned(r->spin_score, true);
     r->count.spins_won++;
 }
 
-/* What being woken costs, ns, judged by what ringing takes; 0: nobody was rung yet. */
-static inline uint64_t wake_cost(const struct idc_ring *r)
-{
-    uint64_t cost = BELL_WORTH * atomic_load_explicit(&idc_bell_ns[r->bell.reg != NULL], memory_order_relaxed);
-    return cost < SPIN_MOST_NS ? cost : SPIN_MOST_NS;
-}
-
-/* How long a wait may poll, ns: as long as was said, or as a wake-up costs where that is by way of a hypervisor. */
+/* How long a wait may poll, ns: as long as was said, or as two wake-ups cost where those are by way of a hypervisor. */
 static inline uint64_t patience(const struct idc_ring *r, int64_t spin_ns)
 {
     bool far = r->bell.reg != NULL;
     if (spin_ns <= 0 || (idc_cpus == 1 && !far))
         return 0; /* on one CPU a peer that is a process here cannot move while this one polls */
-    return far && wake_cost(r) > (uint64_t)spin_ns ? wake_cost(r) : (uint64_t)spin_ns;
+    uint64_t two = far ? 2 * atomic_load_explicit(&idc_wake_ns, memory_order_relaxed) : 0;
+    two = two < SPIN_MOST_NS ? two : SPIN_MOST_NS;
+    return two > (uint64_t)spin_ns ? two : (uint64_t)spin_ns;
 }
 
-/* A wait that slept so long would have been short enough, had both sides been awake. */
-static inline uint64_t would_do(const struct idc_ring *r, uint64_t allowed)
+/* A wait that slept so long would have been short enough, had both sides been awake: two wake-ups are in it. */
+static inline uint64_t would_do(uint64_t allowed)
 {
-    return allowed > 0 ? 2 * allowed + wake_cost(r) : 0;
+    return 3 * allowed;
 }
 
 static inline uint8_t *slot_at(const struct idc_ring *r, uint64_t index)

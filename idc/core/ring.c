@@ -8,14 +8,11 @@
  * line of its own there, so that the peer's look at it costs no transfer while only the index moves. */
 enum { PRODUCER_INDEX = 0, PRODUCER_EVENT = 64, CONSUMER_INDEX = 128, CONSUMER_EVENT = 192 };
 
-/* A large transfer publishes its progress in pieces, so that the other side works at the same time. */
-enum { PIECE = 32768 };
-
-/* Notifications without a doorbell between two copies of the counters for observers. */
-enum { OBSERVE_EVERY = 256 };
-
-/* Bytes of a message that are copied without a loop. */
-enum { SMALL = 64 };
+enum {
+    PIECE = 32768,       /* a large transfer publishes its progress in pieces, so that the other side works at the same time */
+    OBSERVE_EVERY = 256, /* notifications without a doorbell between two copies of the counters for observers */
+    SMALL = 64,          /* bytes of a message that are copied without a loop */
+};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -49,6 +46,7 @@ int idc_ring_open(struct idc_ring *r, void *control, void *data, uint32_t kind, 
         .kind = kind,
         .role = role,
         .wake_fd = -1,
+        .does = kind == IDC_BYTES ? 0 : role == IDC_PRODUCER ? POSTS : TAKES,
         .spin_score = 8,
         .bell = {.reg = NULL, .value = 0, .eventfd = -1},
     };
@@ -60,10 +58,7 @@ void idc_ring_bell(struct idc_ring *r, volatile uint32_t *reg, uint32_t value, i
     r->bell = (struct idc_bell){.reg = reg, .value = value, .eventfd = eventfd};
 }
 
-void idc_ring_wake(struct idc_ring *r, int fd)
-{
-    r->wake_fd = fd;
-}
+void idc_ring_wake(struct idc_ring *r, int fd) { r->wake_fd = fd; }
 
 int idc_ring_watch(struct idc_ring *r, const void *word, uint64_t expected)
 {
@@ -78,6 +73,7 @@ void idc_ring_reset(struct idc_ring *r)
     /* Each store is a release: whoever sees one (acquire) also sees the epoch that was stored before this call. */
     r->pos = r->peer = r->notified = 0;
     r->ended = IDC_OK;
+    r->does = r->kind == IDC_BYTES ? 0 : r->role == IDC_PRODUCER ? POSTS : TAKES;
     r->reason = IDC_REASON_NONE;
     r->bad = 0;
     store_release(r->mine, 0);
@@ -115,32 +111,38 @@ const char *idc_reason_text(uint32_t reason)
     return reason <= IDC_REASON_HEAD ? text[reason] : "unknown reason";
 }
 
-/* What is published and not announced yet; `posts`: by the producer of messages. */
-static inline int announce(struct idc_ring *r, bool posts)
+static __attribute__((noinline)) int ring_peer(struct idc_ring *r)
 {
-    uint64_t old = r->notified, new = r->pos;
-    r->notified = new;
-    fault_point(r, IDC_AT_STORED);
-    if (posts)
-        store_release(r->mine, new); /* for observers only: the consumer goes by the slot words */
-    /* Orders what I published (slot word or index) before my look at the peer's event word. Pairs with the fence in
-     * wait.c between the peer's store of that word and its last look for progress: one of us must see the other. */
-    atomic_thread_fence(memory_order_seq_cst);
-    uint64_t event = load_relaxed(r->their_event);
-    if (event - old - 1 >= new - old) { /* outside (old, new] */
-        if (++r->count.suppressed % OBSERVE_EVERY == 0)
-            idc_observe(r);
-        return IDC_OK;
-    }
     r->count.doorbells++;
     idc_observe(r); /* costs nothing beside the doorbell */
     fault_point(r, IDC_AT_RINGING);
     return idc_bell_ring(&r->bell);
 }
 
+/* After progress from `old` to `new` was published: rings the peer if it waits for something in between. */
+static inline int announce(struct idc_ring *r, uint64_t old, uint64_t new)
+{
+    /* Orders what I published (slot word or index) before my look at the peer's event word. Pairs with the fence in
+     * wait.c between the peer's store of that word and its last look for progress: one of us must see the other. */
+    full_fence();
+    uint64_t event = load_relaxed(r->their_event);
+    if (__builtin_expect(event - old - 1 < new - old, 0)) /* within (old, new] */
+        return ring_peer(r);
+    if (__builtin_expect(++r->count.suppressed % OBSERVE_EVERY == 0, 0))
+        idc_observe(r);
+    return IDC_OK;
+}
+
 int idc_notify(struct idc_ring *r)
 {
-    return r->notified == r->pos ? IDC_OK : announce(r, r->kind == IDC_MESSAGES && r->role == IDC_PRODUCER);
+    uint64_t old = r->notified, new = r->pos;
+    if (old == new)
+        return IDC_OK;
+    r->notified = new;
+    fault_point(r, IDC_AT_STORED);
+    if (r->does == POSTS)
+        store_release(r->mine, new); /* for observers only: the consumer goes by the slot words */
+    return announce(r, old, new);
 }
 
 int64_t idc_available(struct idc_ring *r)
@@ -166,10 +168,10 @@ static inline int64_t publish(struct idc_ring *r, uint8_t *slot, uint64_t len)
     return (int64_t)len;
 }
 
-static int64_t post(struct idc_ring *r, const struct idc_part *parts, uint32_t n)
+int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t n)
 {
     uint64_t len = 0, most = r->slot_size - SLOT_HEADER;
-    if (!may_post(r))
+    if (r->does != POSTS)
         return r->ended != IDC_OK ? r->ended : IDC_EINVAL;
     for (uint32_t i = 0; i < n; i++) {
         if (parts[i].len > most - len)
@@ -191,44 +193,59 @@ static int64_t post(struct idc_ring *r, const struct idc_part *parts, uint32_t n
     return publish(r, slot, len);
 }
 
-int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t n)
-{
-    return post(r, parts, n);
-}
-
 int64_t idc_msg_post_one(struct idc_ring *r, const void *buf, uint64_t len)
 {
-    struct idc_part part = {.base = buf, .len = len};
-    return post(r, &part, 1);
+    return idc_msg_post(r, &(struct idc_part){.base = buf, .len = len}, 1);
+}
+
+static int64_t post_waiting(struct idc_ring *r, const struct idc_part *parts, uint32_t n, int64_t spin_ns, int64_t timeout_ns)
+{
+    int64_t len = idc_msg_post(r, parts, n);
+    if (len != IDC_AGAIN || timeout_ns == 0)
+        return len;
+    int rc = idc_wait(r, 1, spin_ns, timeout_ns);
+    return rc == IDC_OK ? idc_msg_post(r, parts, n) : rc;
 }
 
 int64_t idc_msg_sendv(struct idc_ring *r, const struct idc_part *parts, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns)
 {
-    int64_t len = post(r, parts, n);
-    if (len == IDC_AGAIN && timeout_ns != 0) {
-        int rc = idc_wait(r, 1, spin_ns, timeout_ns);
-        if (rc != IDC_OK)
-            return rc;
-        len = post(r, parts, n);
-    }
+    int64_t len = post_waiting(r, parts, n, spin_ns, timeout_ns);
     int rc = idc_notify(r); /* also after a refusal: what was posted before must not stay unannounced */
     return len >= 0 && rc != IDC_OK ? rc : len;
 }
 
+static __attribute__((noinline)) int64_t send_any(struct idc_ring *r, const void *buf, uint64_t len, int64_t spin_ns,
+                                                  int64_t timeout_ns)
+{
+    return idc_msg_sendv(r, &(struct idc_part){.base = buf, .len = len}, 1, spin_ns, timeout_ns);
+}
+
+/* A small message was copied: the rest of sending it, or of receiving it. Release: producer and consumer as in publish() and
+ * took(). For a producer `mine` is for observers only: the consumer goes by the slot words. */
+static inline int64_t passed(struct idc_ring *r, uint64_t old, uint64_t pos, uint64_t len)
+{
+    r->pos = r->notified = pos;
+    r->count.messages++;
+    r->count.bytes += len;
+    store_release(r->mine, pos);
+    int rc = announce(r, old, pos);
+    return rc == IDC_OK ? (int64_t)len : rc;
+}
+
 int64_t idc_msg_send(struct idc_ring *r, const void *buf, uint64_t len, int64_t spin_ns, int64_t timeout_ns)
 {
-    /* The way of a small message in which nothing stands: no call on it, because in an emulated guest the returns cost
-     * more than the work. */
-    if (len <= SMALL && len <= r->slot_size - SLOT_HEADER && may_post(r) && known(r) > 0 && r->notified == r->pos) {
-        uint8_t *slot = slot_at(r, r->pos);
+    /* The way of a small message in which nothing stands: no call on it, nothing saved for one, and each field of the ring
+     * read once, because in an emulated guest that costs more than the work. */
+    uint64_t pos = r->pos, slot_size = r->slot_size;
+    if (len <= SMALL && r->does == POSTS && len <= slot_size - SLOT_HEADER && pos - r->peer != r->size && r->notified == pos
+        && __builtin_expect(idc_fault_armed == 0, 1)) {
+        uint8_t *slot = r->data + (pos & r->mask) * slot_size;
         copy_small(slot + SLOT_HEADER, buf, len);
-        publish(r, slot, len);
-        int rc = announce(r, true);
-        return rc == IDC_OK ? (int64_t)len : rc;
+        store_release((uint64_t *)(void *)slot, len << 32 | (uint32_t)(pos + 1)); /* as in publish() */
+        return passed(r, pos, pos + 1, len);
     }
-    struct idc_part part = {.base = buf, .len = len};
-    return idc_msg_sendv(r, &part, 1, spin_ns, timeout_ns);
+    return send_any(r, buf, len, spin_ns, timeout_ns);
 }
 
 int64_t idc_msg_send_batch(struct idc_ring *r, const void *buf, const uint32_t *lens, uint32_t n, int64_t spin_ns,
@@ -239,12 +256,7 @@ int64_t idc_msg_send_batch(struct idc_ring *r, const void *buf, const uint32_t *
     uint32_t sent = 0;
     for (; sent < n; sent++) {
         struct idc_part part = {.base = from, .len = lens[sent]};
-        rc = post(r, &part, 1);
-        if (rc == IDC_AGAIN && sent == 0 && timeout_ns != 0) {
-            rc = idc_wait(r, 1, spin_ns, timeout_ns);
-            if (rc == IDC_OK)
-                rc = post(r, &part, 1);
-        }
+        rc = post_waiting(r, &part, 1, spin_ns, sent == 0 ? timeout_ns : 0);
         if (rc < 0)
             break;
         from += lens[sent];
@@ -270,7 +282,7 @@ static inline int64_t taken(struct idc_ring *r, uint32_t len)
 static int64_t take(struct idc_ring *r, void *buf, uint64_t cap)
 {
     uint32_t len = 0;
-    if (!may_take(r))
+    if (r->does != TAKES)
         return r->ended != IDC_OK ? r->ended : IDC_EINVAL;
     int rc = slot_present(r, &len);
     if (rc == 0) {
@@ -286,54 +298,61 @@ static int64_t take(struct idc_ring *r, void *buf, uint64_t cap)
     return taken(r, len);
 }
 
+static int64_t take_waiting(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
+{
+    int64_t len = take(r, buf, cap);
+    if (len != IDC_AGAIN || timeout_ns == 0)
+        return len;
+    int rc = idc_wait(r, 1, spin_ns, timeout_ns);
+    return rc == IDC_OK ? take(r, buf, cap) : rc;
+}
+
 static inline int64_t took(struct idc_ring *r, int64_t result)
 {
     /* Release: the payload has been read before the producer may overwrite it. */
     store_release(r->mine, r->pos);
-    int rc = announce(r, false);
+    int rc = idc_notify(r);
     return rc != IDC_OK ? rc : result;
 }
 
-/* The word of the next slot if it says that the message is there, within the first few polls where polling pays; else
- * 0, and whoever looks closer finds out why. */
-static inline uint64_t eager(struct idc_ring *r, int64_t spin_ns, int64_t timeout_ns)
+static __attribute__((noinline)) int64_t recv_any(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns,
+                                                  int64_t timeout_ns)
 {
-    const uint8_t *slot = slot_at(r, r->pos), *second = r->touch != 0 ? slot + LINE : slot;
-    uint32_t want = (uint32_t)(r->pos + 1);
-    uint64_t word = load_acquire((const uint64_t *)(const void *)slot);
-    if ((uint32_t)word == want)
-        return word;
-    if (timeout_ns == 0 || spin_ns == 0 || (spin_ns > 0 && r->spin_score < SCORE_SPIN))
-        return 0;
-    for (int polls = 0; polls < EAGER_POLLS; polls++) {
-        word = load_acquire((const uint64_t *)(const void *)slot);
-        if ((uint32_t)word == want) {
-            spin_won(r);
-            return word;
-        }
-        touch_line(second); /* it travels with the first line, not after it */
-    }
-    return 0;
+    int64_t len = take_waiting(r, buf, cap, spin_ns, timeout_ns);
+    return len < 0 ? len : took(r, len);
 }
 
 int64_t idc_msg_recv(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
 {
-    /* As in idc_msg_send: nothing stands in the way of a small message that is there, or comes within a few polls. */
-    if (may_take(r)) {
-        uint64_t small = eager(r, spin_ns, timeout_ns) >> 32;
-        if (small != 0 && small <= SMALL && small <= cap && small <= r->slot_size - SLOT_HEADER) {
-            copy_small(buf, slot_at(r, r->pos) + SLOT_HEADER, small);
-            return took(r, taken(r, (uint32_t)small));
+    /* As in idc_msg_send: nothing stands in the way of a small message that is there, or comes within a few polls. Whoever
+     * looks closer finds out why, if not. */
+    uint64_t pos = r->pos, slot_size = r->slot_size;
+    if (r->does != TAKES || __builtin_expect(idc_fault_armed != 0, 0))
+        return recv_any(r, buf, cap, spin_ns, timeout_ns);
+    const uint8_t *slot = r->data + (pos & r->mask) * slot_size;
+    const uint64_t *word_at = (const uint64_t *)(const void *)slot;
+    uint32_t want = (uint32_t)(pos + 1);
+    uint64_t word = load_acquire(word_at);
+    if ((uint32_t)word != want) {
+        if (timeout_ns == 0 || spin_ns == 0 || (spin_ns > 0 && r->spin_score < SCORE_SPIN))
+            return recv_any(r, buf, cap, spin_ns, timeout_ns);
+        const uint8_t *second = r->touch != 0 ? slot + LINE : slot;
+        int polls = EAGER_POLLS;
+        while ((uint32_t)(word = load_acquire(word_at)) != want) {
+            touch_line(second); /* it travels with the first line, not after it */
+            for (int i = 0; i < POLL_GAP; i++)
+                touch_line((const uint8_t *)r);
+            if (--polls == 0)
+                return recv_any(r, buf, cap, spin_ns, timeout_ns);
         }
+        spin_won(r);
     }
-    int64_t len = take(r, buf, cap);
-    if (len == IDC_AGAIN && timeout_ns != 0) {
-        int rc = idc_wait(r, 1, spin_ns, timeout_ns);
-        if (rc != IDC_OK)
-            return rc;
-        len = take(r, buf, cap);
-    }
-    return len < 0 ? len : took(r, len);
+    uint64_t len = word >> 32;
+    if (len - 1 >= SMALL || len > cap || len > slot_size - SLOT_HEADER)
+        return recv_any(r, buf, cap, spin_ns, timeout_ns);
+    copy_small(buf, slot + SLOT_HEADER, len);
+    r->touch = len > LINE - SLOT_HEADER;
+    return passed(r, r->notified, pos + 1, len);
 }
 
 int64_t idc_msg_recv_batch(struct idc_ring *r, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
@@ -341,13 +360,7 @@ int64_t idc_msg_recv_batch(struct idc_ring *r, void *buf, uint64_t cap, uint32_t
 {
     uint8_t *to = buf;
     uint32_t got = 0;
-    int64_t len = take(r, to, cap);
-    if (len == IDC_AGAIN && timeout_ns != 0) {
-        int rc = idc_wait(r, 1, spin_ns, timeout_ns);
-        if (rc != IDC_OK)
-            return rc;
-        len = take(r, to, cap);
-    }
+    int64_t len = take_waiting(r, to, cap, spin_ns, timeout_ns);
     while (len >= 0) {
         lens[got++] = (uint32_t)len;
         to += len;

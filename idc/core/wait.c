@@ -24,8 +24,9 @@ enum {
 };
 
 int idc_pause_is_cheap = 1;
+int idc_mfence_is_cheap;
 int idc_cpus = 1;
-_Atomic uint64_t idc_bell_ns[2];
+_Atomic uint64_t idc_wake_ns;
 
 uint64_t idc_now_ns(void)
 {
@@ -34,34 +35,34 @@ uint64_t idc_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-void idc_wait_setup(void)
+/* The least that STEPS pauses, or fences, take of four tries, ns. */
+enum { STEPS = 64, CHEAP_NS = 80 };
+static uint64_t least_ns(void (*step)(void))
 {
-    enum { PAUSES = 64, CHEAP_NS = 80 };
-    idc_cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    uint64_t best = UINT64_MAX;
-    for (int round = 0; round < 4; round++) {
+    uint64_t least = UINT64_MAX;
+    for (int try = 0; try < 4; try++) {
         uint64_t start = idc_now_ns();
-        for (int i = 0; i < PAUSES; i++)
-            cpu_relax();
-        uint64_t spent = idc_now_ns() - start;
-        best = spent < best ? spent : best;
+        for (int i = 0; i < STEPS; i++)
+            step();
+        uint64_t ns = idc_now_ns() - start;
+        least = ns < least ? ns : least;
     }
-    idc_pause_is_cheap = best < (uint64_t)PAUSES * CHEAP_NS;
+    return least;
 }
 
-static void took(_Atomic uint64_t *least, uint64_t start)
+void idc_wait_setup(void)
 {
-    uint64_t ns = idc_now_ns() - start, before = atomic_load_explicit(least, memory_order_relaxed);
-    if (before == 0 || ns < before)
-        atomic_store_explicit(least, ns, memory_order_relaxed); /* of two at once one is lost, which does no harm */
+    idc_cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    idc_pause_is_cheap = least_ns(cpu_relax) < STEPS * CHEAP_NS;
+    uint64_t locked = least_ns(full_fence);
+    idc_mfence_is_cheap = 1;
+    idc_mfence_is_cheap = least_ns(full_fence) < locked;
 }
 
 int idc_bell_ring(const struct idc_bell *bell)
 {
-    uint64_t start = idc_now_ns();
     if (bell->reg != NULL) {
         *bell->reg = bell->value; /* the fence in idc_notify ordered the data before this store */
-        took(&idc_bell_ns[1], start);
         return IDC_OK;
     }
     static const uint64_t one = 1;
@@ -71,7 +72,6 @@ int idc_bell_ring(const struct idc_bell *bell)
         if (errno != EINTR)
             return IDC_EINVAL;
     }
-    took(&idc_bell_ns[0], start);
     return IDC_OK;
 }
 
@@ -160,19 +160,34 @@ int idc_bell_wait(int fd, int64_t timeout_ns)
     return rc == 1 ? IDC_OK : rc;
 }
 
+int idc_wake_learn(const struct idc_bell *mine, int fd)
+{
+    enum { TRIES = 3, LOST_NS = 20000000 };
+    uint64_t least = UINT64_MAX;
+    for (int try = 0; try < TRIES; try++) {
+        uint64_t start = idc_now_ns();
+        int rc = idc_bell_ring(mine);
+        if (rc == IDC_OK)
+            rc = idc_bell_wait(fd, LOST_NS);
+        if (rc != IDC_OK)
+            return rc;
+        uint64_t ns = idc_now_ns() - start;
+        least = ns < least ? ns : least;
+    }
+    atomic_store_explicit(&idc_wake_ns, least, memory_order_relaxed);
+    return idc_bell_ring(mine); /* a peer's ring may have been taken for one of these, and somebody sleeps on it */
+}
+
 /* 1 or negative when done, 0 when the budget is spent; `spent` is how long that took. The clock is first read after
  * POLLS_PER_LOOK polls, so that a short wait never pays for it (under TCG it can cost more than the round trip). */
 static int spin(struct idc_ring *r, uint64_t need, uint64_t budget_ns, uint64_t *spent)
 {
     uint64_t start = 0, now;
     bool elsewhere = r->bell.reg != NULL;
-    const uint8_t *second = r->touch != 0 ? slot_at(r, r->pos) + LINE : NULL;
     for (uint32_t polls = 1;; polls++) {
         int rc = ready(r, need);
         if (rc != 0)
             return rc;
-        if (second != NULL)
-            touch_line(second); /* it travels with the first line, not after it */
         if (polls > EAGER_POLLS)
             cpu_relax();
         if (polls % POLLS_PER_LOOK != 0)
@@ -198,7 +213,7 @@ static int sleep_until(struct idc_ring *r, uint64_t need, uint64_t deadline)
         store_release(r->my_event, event);
         /* Orders my event word before my last look for progress. Pairs with the fence in idc_notify between the peer's
          * publishing and its look at this word: either I see its progress here, or it sees my event and rings. */
-        atomic_thread_fence(memory_order_seq_cst);
+        full_fence();
         fault_point(r, IDC_AT_ARMED);
         int rc = ready_or_ended(r, need);
         if (rc != 0)
@@ -259,32 +274,13 @@ int idc_wait(struct idc_ring *r, uint64_t need, int64_t spin_ns, int64_t timeout
         uint64_t start = idc_now_ns();
         rc = sleep_until(r, need, timeout_ns < 0 ? UINT64_MAX : start + (uint64_t)timeout_ns - spent);
         if (rc == 1 && !polls)
-            r->spin_score = learned(r->spin_score, idc_now_ns() - start <= would_do(r, allowed));
+            r->spin_score = learned(r->spin_score, idc_now_ns() - start <= would_do(allowed));
     }
     return rc == 1 ? IDC_OK : rc;
 }
 
-uint64_t idc_load64(const void *word)
-{
-    return load_acquire(word);
-}
-
-void idc_store64(void *word, uint64_t value)
-{
-    store_release(word, value);
-}
-
-uint32_t idc_load32(const void *word)
-{
-    return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire);
-}
-
-void idc_store32(void *word, uint32_t value)
-{
-    atomic_store_explicit((_Atomic uint32_t *)word, value, memory_order_release);
-}
-
-void idc_fence(void)
-{
-    atomic_thread_fence(memory_order_seq_cst);
-}
+uint64_t idc_load64(const void *word) { return load_acquire(word); }
+void idc_store64(void *word, uint64_t value) { store_release(word, value); }
+uint32_t idc_load32(const void *word) { return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire); }
+void idc_store32(void *word, uint32_t value) { atomic_store_explicit((_Atomic uint32_t *)word, value, memory_order_release); }
+void idc_fence(void) { full_fence(); }

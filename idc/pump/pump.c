@@ -104,7 +104,7 @@ static int nap(struct idc_pump *p, uint64_t ns)
     bool others = false;
     store_release(rx->my_event, rx->pos + 1);
     /* As in wait.c: orders my event word before my last look. Pairs with the fence in idc_notify. */
-    atomic_thread_fence(memory_order_seq_cst);
+    full_fence();
     int there = ready_or_ended(rx, 1);
     if (there != 0)
         return there;
@@ -152,7 +152,7 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
     if (rc == 0) {
         rc = nap(p, ns);
         if (rc > 0 && p->since != UINT64_MAX)
-            p->score = learned(p->score, idc_now_ns() - p->since <= would_do(rx, allowed));
+            p->score = learned(p->score, idc_now_ns() - p->since <= would_do(allowed));
     }
     if (rc > 0)
         p->since = 0;
