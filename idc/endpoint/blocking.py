@@ -17,6 +17,7 @@ import select
 import threading
 import time
 from collections import deque
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, Self
 
 from idc.endpoint.endpoint import Client, Endpoint, Resources
@@ -145,6 +146,7 @@ class Caller:
         self._followers: deque[_Call] = deque()
         self._asleep = False
         self._closing = False
+        self._spare = _Call()  # of the one thread that calls, which has been told what it needed it for
         self._left = threading.Condition(self._lock)
         self._kick = -1
 
@@ -161,14 +163,15 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
-        if timeout is None and not self._shared and threading.get_ident() == self._first:
-            call = _Call()
+        if timeout is None and not self._shared and get_ident() == self._first:
+            call = self._spare
             with self._lock:
                 answer = self.endpoint.call(parameters, call.done, NAP_ALONE)
                 if self._followers and not self._leader:
                     self._followers[0].wake()
             if type(answer) is bytes:
                 return answer
+            self._spare = _Call()
             if answer is _OK:
                 return value_of(self._complete(lambda _: _OK, None, call))
         return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))

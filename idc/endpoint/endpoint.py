@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from idc.buffers.local import LocalBuffer
     from idc.endpoint.party import Party, Sharing
-    from idc.endpoint.session import Done
+    from idc.endpoint.session import Done, Incoming
     from idc.remote.buffer import RemoteBuffer
     from idc.remote.reference import Access
     from idc.remote.registration import Registration
@@ -158,7 +158,6 @@ class Endpoint:
         self._session: Session | None = None
         self._inbox: deque[Frame] = deque()
         self._dirty = False
-        self._patience = 0.0
         self._broken: DisconnectedError | None = None
         self._destroyed: list[Callable[[], None]] = []
         self._pause = FIRST_PAUSE
@@ -205,35 +204,14 @@ class Endpoint:
             TooBigError: the parameters are longer than the peer accepts.
         """
         session, carrier = self._session, self._carrier
-        if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox
+        if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox or not carrier.exchanges
                 or self._party is not None or self._trace is not None or self._broken is not None):
             return self.submit_transaction(parameters, done)
-        self._patience = timeout
+        self._dirty = False  # all that was posted goes with it
         try:
-            result = session.call(parameters, done, carrier.send, self._answer)
+            return session.call(parameters, done, carrier, timeout, self._inbox.extend)
         except DisconnectedError as error:
             return self._lost(error)
-        if self._dirty:
-            self.notify()
-        return result
-
-    def _answer(self, begins: bytes, room: int) -> bytes | None:
-        assert self._carrier is not None
-        self._dirty = False  # all that was posted went with it
-        try:
-            taken = self._carrier.take(self._patience)
-        except DisconnectedError as error:
-            self._broken = error  # for `pump`: what was sent may have arrived
-            return None
-        if len(taken) == 1:
-            first = taken[0]
-            if isinstance(first, tuple):
-                if first[0] == begins and len(first[1]) <= room:
-                    return first[1]
-            elif first.startswith(begins) and len(first) - len(begins) <= room:
-                return first[len(begins):]
-        self._inbox.extend(taken)
-        return None
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
@@ -531,8 +509,16 @@ class Endpoint:
                         self._trace.drain()
                     return False
                 inbox.extend(taken)
+            receive, client = self._session.receive, self._client  # type: ignore[union-attr]
             while inbox and self.state is _CONNECTED:
-                self._handle(inbox.popleft())
+                event = receive(inbox.popleft())
+                if type(event) is IncomingTransaction:
+                    try:
+                        client.transaction(self, event)
+                    except Exception as error:  # whatever a handler raises is its submitter's to know
+                        self._raised(event, error)
+                else:
+                    self._handle(event)
                 if self._broken is not None:
                     raise self._broken
         except ProtocolError as error:
@@ -543,9 +529,7 @@ class Endpoint:
             self.notify()
         return True
 
-    def _handle(self, frame: Frame) -> None:
-        assert self._session is not None
-        event = self._session.receive(frame)
+    def _handle(self, event: Incoming | IncomingAsk | list[tuple[Done | None, Completion]]) -> None:
         if type(event) is list:
             if len(event) == 1:
                 done, completion = event[0]
@@ -553,24 +537,22 @@ class Endpoint:
                     done(completion)
             else:
                 _deliver(event)
-            return
-        if type(event) is IncomingAsk:
+        elif type(event) is IncomingAsk:
             self._sharing.serve(event)
-            return
-        assert not isinstance(event, list | IncomingAsk)
-        try:
-            if type(event) is IncomingTransaction:
-                self._client.transaction(self, event)
-            else:
-                assert isinstance(event, IncomingMessage)
+        else:
+            assert isinstance(event, IncomingMessage)
+            try:
                 self._client.message(self, event)
-        except Exception as error:  # whatever a handler raises is its submitter's to know
-            log.exception("a handler of %s failed", type(self._client).__name__)
-            if not event.completed:
-                if isinstance(event, IncomingTransaction):
-                    event.fail(f"{type(error).__name__}: {error}")
-                else:
-                    event.complete()
+            except Exception as error:  # as with a transaction
+                self._raised(event, error)
+
+    def _raised(self, event: Incoming, error: Exception) -> None:
+        log.error("a handler of %s failed", type(self._client).__name__, exc_info=error)
+        if not event.completed:
+            if isinstance(event, IncomingTransaction):
+                event.fail(f"{type(error).__name__}: {error}")
+            else:
+                event.complete()
 
     # -- the end of a connection
 

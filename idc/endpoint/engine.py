@@ -316,7 +316,7 @@ class _EnginePort:
 class _EngineCarrier:
     """See `idc.transport.base.Carrier`: what the core has dealt with is not among the frames."""
 
-    flushes = False
+    flushes = exchanges = posted = False
 
     def __init__(self, engine: Engine, carrier: SharedCarrier) -> None:
         self.capacity = carrier.capacity
@@ -348,6 +348,10 @@ class _EngineCarrier:
         self.post(frame, body)
         with contextlib.suppress(DisconnectedError):
             self.flush()
+
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
+        """Not here."""
+        raise NotImplementedError
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there. Before HELLO one frame at a time, so that the core has each after it."""

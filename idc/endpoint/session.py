@@ -17,9 +17,9 @@ from idc.endpoint.results import Completion, Result
 from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolError, TooBigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from idc.transport.base import Frame
+    from idc.transport.base import Carrier, Frame
 
     Done = Callable[[Completion], None]
 
@@ -190,9 +190,18 @@ class IncomingTransaction(_Incoming):
             MisuseError: completed before, or the code does not fit.
             TooBigError: status too long; the transaction stays open.
         """
+        session = self._session
+        if (self._open and session.trace is None and not session.over and 0 <= error < HANDLER_FAILED
+                and len(status) < LONG and len(status) <= session.peer.status_bytes):
+            self._open = False  # from here on as `finish_transaction`, with a call less
+            session._held_requests.discard(self._tag)
+            try:
+                session._post(_pack(_REPLY, 0, error, self._tag) + status)
+            except DisconnectedError:
+                return Result.CLOSED
+            return _OK
         if not 0 <= error < HANDLER_FAILED:
             raise MisuseError(f"error code {error} of a transaction: must be 0 to {HANDLER_FAILED - 1}")
-        session = self._session
         if len(status) > session.peer.status_bytes:
             session.check_status(status)
         if not self._open:
@@ -297,37 +306,52 @@ class Session:
         """
         return self._submit(kind, self._asks, self.peer.asks, body, done, False)
 
-    def call(self, parameters: bytes, done: Done, send: Callable[..., None],
-             answer: Callable[[bytes, int], bytes | None]) -> bytes | Result:
+    def call(self, parameters: bytes, done: Done, carrier: Carrier, timeout: float,
+             keep: Callable[[Sequence[Frame]], None]) -> bytes | Result:
         """A transaction whose answer is all that is waited for, in few steps.
 
         Args:
-            send: `Carrier.send`.
-            answer: given how the answer begins, and how much more is accepted: that, if it is what comes next;
-                else None, and it has kept what came.
+            done: called if the answer is not what comes next.
+            carrier: one that can exchange frames.
+            timeout: seconds to wait for the answer here.
+            keep: given what came in place of the answer.
 
         Returns:
             The status, and nothing is the matter with it; or as `submit_transaction`, and the rest is as after that.
         """
         slots = self._requests
         free = slots.free
-        if (len(parameters) > self.peer.parameter_bytes or not free or self.timed is not None
-                or slots.count - len(free) >= self.peer.requests):
+        if len(parameters) > self.peer.parameter_bytes or not free or slots.count - len(free) >= self.peer.requests:
             return self.submit_transaction(parameters, done, ordered=False)
-        tag = slots.take(done, ordered=False)
+        slot = free.popleft()  # as `take`, with a call less
+        slot.uses = slot.uses + 1 & 0xFFFF
+        slot.tag = tag = slot.uses << 16 | slot.index
+        slot.done = done
+        timed = self.timed if not tag & _UNTIMED else None
+        begun = monotonic_ns() if timed is not None else 0
         try:
-            if len(parameters) < LONG:
-                send(_pack(_REQUEST, 0, 0, tag) + parameters)
-            else:
-                send(_pack(_REQUEST, 0, 0, tag), parameters)
+            taken = carrier.exchange(_pack(_REQUEST, 0, 0, tag), parameters, timeout)
         except BaseException:
-            slots.cancel(tag)
+            if not carrier.posted:
+                slots.cancel(tag)
             raise
-        status = answer(_pack(_REPLY, 0, 0, tag), self.accepts.status_bytes)
-        if status is None:
-            return _OK
-        slots.cancel(tag)  # the same whether it was answered or never sent
-        return status
+        if len(taken) == 1:
+            first, begins, most = taken[0], _pack(_REPLY, 0, 0, tag), self.accepts.status_bytes
+            if type(first) is bytes:
+                status = first[HEADER_BYTES:] if first.startswith(begins) else None
+            else:
+                status = first[1] if first[0] == begins else None  # type: ignore[assignment]
+            if status is not None and len(status) <= most:
+                slot.done, slot.tag = None, -1
+                free.append(slot)
+                if timed is not None:
+                    timed(monotonic_ns() - begun)
+                return status
+        if timed is not None:
+            self._begun[tag] = begun
+        if taken:
+            keep(taken)
+        return _OK
 
     def _submit(self, kind: int, slots: Slots, quota: int, body: bytes, done: Done | None,
                 ordered: bool, post: Callable[..., None] | None = None) -> Result:

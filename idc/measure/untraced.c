@@ -9,4 +9,5 @@
 #define idc_engine_answered idc_untraced_answered
 #define idc_engine_take idc_untraced_take
 #define idc_engine_run idc_untraced_run
+#define idc_transact_call idc_untraced_transact_call
 #include "../endpoint/transact.c"

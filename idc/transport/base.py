@@ -43,6 +43,7 @@ class Carrier(Protocol):
         near: both ends are on one machine.
         flows: what names the submissions of this end, and those of the peer, in a trace: at the peer the same two
             the other way round, and others on every other connection.
+        exchanges: whether it has `exchange`.
         flushes: whether `take` wakes the peer for what was posted, before it waits.
         trips: where an end notes, for observers, how long its transactions take; None where nobody could look.
     """
@@ -52,6 +53,11 @@ class Carrier(Protocol):
     near: bool
     flows: tuple[int, int]
     flushes: bool
+    exchanges: bool
+
+    @property
+    def posted(self) -> bool:
+        """See `exchange`."""
 
     @property
     def trips(self) -> Trips | None:
@@ -79,6 +85,13 @@ class Carrier(Protocol):
         """Frames that are there; waits up to `timeout` seconds for the first (0: not at all).
 
         What the peer had sent is delivered before the DisconnectedError that says it is over.
+        """
+
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
+        """`send`, then `take` of at most one frame, in as few steps as can be: for who waits for an answer.
+
+        Nothing comes where it does not come in time, or what comes is not for this call: then `take` has more to say,
+        also of a connection that is over. Raises as `post`, and `posted` says whether the frame went nevertheless.
         """
 
     def arm(self) -> bool:

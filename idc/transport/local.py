@@ -35,7 +35,7 @@ class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
     near = True
-    flushes = False
+    flushes = exchanges = posted = False
     trips = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
@@ -64,6 +64,10 @@ class LocalCarrier:
         """See there."""
         self.post(frame, body)
         self.flush()
+
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
+        """Not here."""
+        raise NotImplementedError
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from idc import layout
+from idc._core import ffi, lib
 from idc.bell import Waker
 from idc.channel import RECHECK, MessageChannel
 from idc.errors import DisconnectedError, MisuseError, ProtocolError, TooBigError
@@ -28,6 +29,8 @@ LINGER = 0.1
 SLOT_HEADER = 8
 #: Frames taken at a time, at most.
 BATCH = 64
+FULL = "the peer does not take what it has asked for: the ring is full"
+_call, _post_one, _unpack = lib.idc_transact_call, lib.idc_msg_post_one, ffi.unpack
 
 
 class SharedCarrier:
@@ -37,7 +40,7 @@ class SharedCarrier:
         channel: that it goes over, for who moves frames of it in the core (`idc.endpoint.engine`).
     """
 
-    near = True
+    near = exchanges = True
     flushes = False
 
     def __init__(self, channel: MessageChannel) -> None:
@@ -47,7 +50,10 @@ class SharedCarrier:
         self.trips = channel.trips
         self.channel = channel
         self.flush = channel.sender.flush
-        self._post = channel.sender.post
+        self._sender, self._receiver = channel.sender, channel.receiver
+        self._tx, self._rx = channel.sender._ring, channel.receiver._ring
+        self._posted = ffi.new("int32_t *")
+        self._room = ffi.new("char[]", self.frame_bytes)
         self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
         # Whoever traces looks often. The ring's own memory outlives it as long as it is held.
@@ -59,14 +65,40 @@ class SharedCarrier:
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
-        if not self._post(frame + body if body else frame):
-            raise ProtocolError("the peer does not take what it has asked for: the ring is full")
+        if body:
+            frame = frame + body
+        if self.closed or _post_one(self._tx, frame, len(frame)) < 0:
+            self._refused(frame)
+
+    def _refused(self, frame: bytes) -> None:
+        if not self._sender.post(frame):  # which says why, if it is not the peer's fault
+            raise ProtocolError(FULL)
 
     def send(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
         self.post(frame, body)
         with contextlib.suppress(DisconnectedError):
             self.flush()
+
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
+        """See there."""
+        if self.closed:
+            self._sender.flush()  # which says so
+        rc = _call(self._tx, self._rx, frame, len(frame), body, len(body), self._room, self.frame_bytes,
+                   self._receiver._spin_ns, int(timeout * 1e9), self._posted)
+        if rc >= 0:
+            return (_unpack(self._room, rc),)
+        if not self._posted[0]:
+            if rc == lib.IDC_AGAIN:
+                raise ProtocolError(FULL)
+            raise self._sender._fail(rc)
+        self._posted[0] = 0
+        return ()
+
+    @property
+    def posted(self) -> bool:
+        """See there."""
+        return bool(self._posted[0])
 
     def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
         """See there. At most `most` frames."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
 _post, _flush, _take = lib.idc_wire_post, lib.idc_wire_flush, lib.idc_wire_take
 _send, _into, _ready = lib.idc_wire_send, lib.idc_wire_into, lib.idc_wire_ready
-_unpack = ffi.unpack
+_call, _unpack = lib.idc_wire_call, ffi.unpack
 _OK, _AGAIN, _TIMEOUT, _INTR, _PEER = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_PEER
 LONG: Final = lib.IDC_WIRE_LONG
 HEAD: Final = lib.IDC_WIRE_HEAD
@@ -98,7 +98,7 @@ class TcpCarrier:
     near = False  # TCP does not say; what is near has shared memory to meet by
     doorbells = 0
     trips = None
-    flushes = True
+    flushes = exchanges = True
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         connection.setblocking(True)  # a read waits in the kernel; what must not wait says so in each call
@@ -112,6 +112,7 @@ class TcpCarrier:
         self._chars = ffi.cast("char *", self._room)
         self._head = ffi.cast("char *", self.wire.head)
         self._lens = ffi.new("uint32_t[]", BATCH)
+        self._posted = ffi.new("int32_t *")
         self.body = b""
         self.lends: deque[bytes] = deque()
         # The C library gives free memory back to the kernel beyond a threshold that it learns from what is freed, and
@@ -143,6 +144,31 @@ class TcpCarrier:
             raise self.refused(rc)
         if self.wire.unsent:
             self.lend(body)
+
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
+        """See there."""
+        if type(body) is not bytes:
+            body = bytes(body)
+        wire, posted = self.wire, self._posted
+        rc = _call(wire, frame, len(frame), body, len(body), self._lens, int(timeout * 1e9), posted)
+        if rc == 1 and not wire.apart and not wire.want and not self._writing:
+            return (_unpack(self._chars + wire.first, self._lens[0]),)
+        if rc < 0 and not posted[0]:
+            raise self.refused(rc)
+        posted[0] = 0
+        if wire.unsent:
+            self.lend(body)
+        frames = self._frames(rc) if rc > 0 else []
+        if wire.want:
+            self.find_room()
+        if self.lends or self._writing:
+            self.settle()
+        return frames
+
+    @property
+    def posted(self) -> bool:
+        """See there."""
+        return bool(self._posted[0])
 
     def lend(self, body: bytes) -> None:
         """After a frame was sent, but not all of it: its body is kept as long as the core needs it."""
