@@ -207,11 +207,15 @@ class Endpoint:
         if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox or not carrier.exchanges
                 or self._party is not None or self._trace is not None or self._broken is not None):
             return self.submit_transaction(parameters, done)
-        self._dirty = False  # all that was posted goes with it
         try:
-            return session.call(parameters, done, carrier, timeout, self._inbox.extend)
+            result = session.call(parameters, done, carrier, timeout, self._inbox.extend)
         except DisconnectedError as error:
             return self._lost(error)
+        if type(result) is bytes:
+            self._dirty = False  # all that was posted went with it
+        elif self._dirty:
+            self.notify()
+        return result
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""

@@ -326,7 +326,7 @@ class Session:
         slot = free.popleft()  # as `take`, with a call less
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = tag = slot.uses << 16 | slot.index
-        slot.done = done
+        slot.done, slot.answer = done, None
         timed = self.timed if not tag & _UNTIMED else None
         begun = monotonic_ns() if timed is not None else 0
         try:

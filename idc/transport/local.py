@@ -35,7 +35,8 @@ class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
     near = True
-    flushes = exchanges = posted = False
+    exchanges = True
+    flushes = False
     trips = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
@@ -48,6 +49,7 @@ class LocalCarrier:
         self._out = out
         self._in = back
         self._closed = False
+        self.posted = False
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
@@ -66,8 +68,13 @@ class LocalCarrier:
         self.flush()
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
-        """Not here."""
-        raise NotImplementedError
+        """See there."""
+        self.send(frame, body)
+        self.posted = True
+        if not self._in.frames and not self._in.ended and timeout > 0:
+            self._mine.wait(timeout)
+        self.posted = False
+        return (self._in.frames.popleft(),) if self._in.frames else ()
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there."""

@@ -10,6 +10,7 @@ from idc.endpoint.blocking import Caller
 from idc.endpoint.endpoint import Client, Resources
 from idc.endpoint.frames import HANDLER_FAILED, Kind, Quotas, bye, encode, hello
 from idc.endpoint.lifecycle import State
+from idc.endpoint.results import Result
 from idc.errors import HandlerFailedError, OutcomeUnknownError, TooBigError, TransactionError
 from idc.transport.local import meeting
 
@@ -33,9 +34,9 @@ class Noting(Client):
         message.complete()
 
 
-def caller(client: Client | None = None) -> tuple[Caller, LocalCarrier]:
+def caller(client: Client | None = None, requests: int | None = None) -> tuple[Caller, LocalCarrier]:
     mine, theirs = meeting()
-    made = Caller(mine, Resources(), client)
+    made = Caller(mine, Resources() if requests is None else Resources(requests=requests), client)
     theirs.look()
     peer = None
     while peer is None:
@@ -118,4 +119,32 @@ def test_too_long_is_refused() -> None:
         made.transact(bytes(Quotas().parameter_bytes + 1))
     assert made.endpoint.outstanding == 0
     assert not peer.take(0.0)
+    made.close()
+
+
+def test_a_slot_that_kept_an_answer_for_its_turn_serves_a_call() -> None:
+    """Ordered answers stay in their slot until it is their turn: nothing of that may be left for the next use."""
+    client = Noting()
+    made, peer = caller(client, requests=1)
+    statuses: list[bytes] = []
+    made.endpoint.submit_transaction(b"in order", lambda completion: statuses.append(completion.status), ordered=True)
+    peer.post(encode(Kind.REPLY, FIRST, b"first"))
+    made.endpoint.pump(0.0)
+    peer.post(encode(Kind.MESSAGE, 5, b"before"))  # so that the answer is not what comes next
+    peer.post(encode(Kind.REPLY, 0x20000, b"second"))
+    assert made.transact(b"question") == b"second"
+    assert (statuses, client.bodies) == ([b"first"], [b"before"])
+    made.close()
+
+
+def test_what_was_posted_before_a_call_that_has_no_slot_is_announced() -> None:
+    made, peer = caller(requests=1)
+    made.endpoint.submit_transaction(b"holds the slot")
+    peer.take(0.0)
+    rung = made.endpoint._carrier
+    assert rung is not None
+    made.endpoint.submit_message(b"quiet", notify=False)
+    before = rung.doorbells
+    assert made.endpoint.call(b"question", lambda _: None, 0.0) is Result.BACK_PRESSURED
+    assert rung.doorbells == before + 1
     made.close()
