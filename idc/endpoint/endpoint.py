@@ -205,7 +205,7 @@ class Endpoint:
         """
         session, carrier = self._session, self._carrier
         if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox or not carrier.exchanges
-                or self._party is not None or self._trace is not None or self._broken is not None):
+                or self._party is not None or self._broken is not None):
             return self.submit_transaction(parameters, done)
         try:
             result = session.call(parameters, done, carrier, timeout, self._inbox.extend)
@@ -215,6 +215,8 @@ class Endpoint:
             self._dirty = False  # all that was posted went with it
         elif self._dirty:
             self.notify()
+        if self._trace is not None:
+            self._trace.flushed()
         return result
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
@@ -284,7 +286,7 @@ class Endpoint:
                 self._lost(error)
                 return
             if self._trace is not None:
-                self._trace.flushed(self._carrier)
+                self._trace.flushed()
 
     @property
     def trace(self) -> EndpointTrace | None:

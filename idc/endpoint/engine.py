@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from idc.endpoint.frames import Quotas
     from idc.remote.resources import Remote
     from idc.trace.hook import EndpointTrace
-    from idc.transport.base import Masking
+    from idc.transport.base import Masking, Rings
     from idc.transport.shared import SharedCarrier, SharedPort
     from idc.words import Readable
 
@@ -333,9 +333,9 @@ class _EngineCarrier:
         self._started = False
 
     @property
-    def doorbells(self) -> int:
+    def rings(self) -> Rings:
         """See there."""
-        return self._carrier.doorbells
+        return self._carrier.rings  # type: ignore[no-any-return]
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""

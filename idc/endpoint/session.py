@@ -191,10 +191,12 @@ class IncomingTransaction(_Incoming):
             TooBigError: status too long; the transaction stays open.
         """
         session = self._session
-        if (self._open and session.trace is None and not session.over and 0 <= error < HANDLER_FAILED
+        if (self._open and not session.over and 0 <= error < HANDLER_FAILED
                 and len(status) < LONG and len(status) <= session.peer.status_bytes):
             self._open = False  # from here on as `finish_transaction`, with a call less
             session._held_requests.discard(self._tag)
+            if session.trace is not None:
+                session.trace((monotonic_ns(), _REPLY, self._tag))
             try:
                 session._post(_pack(_REPLY, 0, error, self._tag) + status)
             except DisconnectedError:
@@ -329,6 +331,8 @@ class Session:
         slot.done, slot.answer = done, None
         timed = self.timed if not tag & _UNTIMED else None
         begun = monotonic_ns() if timed is not None else 0
+        if self.trace is not None:
+            self.trace((monotonic_ns(), _REQUEST, tag))
         try:
             taken = carrier.exchange(_pack(_REQUEST, 0, 0, tag), parameters, timeout)
         except BaseException:
@@ -344,6 +348,8 @@ class Session:
             if status is not None and len(status) <= most:
                 slot.done, slot.tag = None, -1
                 free.append(slot)
+                if self.trace is not None:
+                    self.trace((monotonic_ns(), RECEIVED + _REPLY, tag))
                 if timed is not None:
                     timed(monotonic_ns() - begun)
                 return status

@@ -10,6 +10,7 @@ Depends on idc.trace.events.
 from __future__ import annotations
 
 import struct
+from array import array
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from idc.trace.events import TraceEvent
     from idc.trace.tracer import Tracer
-    from idc.transport.base import Carrier
+    from idc.transport.base import Carrier, Rings
 
 _MASK: Final = (1 << 64) - 1
 #: Odd, and its multiples lie far apart: tags of one connection never meet, those of two only by chance.
@@ -76,6 +77,8 @@ class EndpointTrace:
         self._tracer = tracer
         self._lane = lane
         self._flows = (0, 0)
+        self._carrier: Carrier | None = None
+        self._rings: Rings | None = None
         self._rung = 0
         self._state = ""
         self._moments: list[int] = []
@@ -85,7 +88,8 @@ class EndpointTrace:
         """A connection begins: what its flows are derived from."""
         self.drain()
         self._flows = carrier.flows
-        self._rung = carrier.doorbells
+        self._carrier, self._rings = carrier, carrier.rings  # these are a part of that, and live as long
+        self._rung = self._rings.doorbells
 
     def state(self, name: str, reason: str) -> None:
         """The endpoint's state is this, and its last connection ended for that reason."""
@@ -100,14 +104,13 @@ class EndpointTrace:
             kind, data = Kind.DISCONNECT, reason.encode("utf-8", "replace")[:NAME_BYTES]
         self._tracer.log(Type.INSTANT, kind, self._lane, name.encode(), data)
 
-    def flushed(self, carrier: Carrier) -> None:
+    def flushed(self) -> None:
         """The peer was woken for what was posted: a time to log moments, and a doorbell if it rang."""
         moments = self._moments
         if len(moments) >= 3 * MANY or (moments and moments[-3] - moments[0] > LONG):
             self.drain()
-        rung = carrier.doorbells
-        if rung != self._rung:
-            self.note((monotonic_ns(), RUNG, rung - self._rung))
+        if (rings := self._rings) is not None and (rung := rings.doorbells) != self._rung:
+            moments.extend((monotonic_ns(), RUNG, rung - self._rung))
             self._rung = rung
 
     def add(self, moments: memoryview) -> None:
@@ -131,4 +134,4 @@ class EndpointTrace:
                 moments[::3] = [time + shift for time in moments[::3]]
             for at in range(0, len(moments), 3 * MANY):
                 some = moments[at:at + 3 * MANY]
-                self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", struct.pack(f"<{len(some)}Q", *some))
+                self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", bytes(array("Q", some)))

@@ -34,6 +34,22 @@ class Masking(NamedTuple):
 NO_MASKING: Final = Masking(0, False)
 
 
+class Rings(Protocol):
+    """Something that counts."""
+
+    @property
+    def doorbells(self) -> int:
+        """How often the peer was rung so far."""
+
+
+class _Silent:
+    doorbells = 0
+
+
+#: Of a transport without doorbells.
+SILENT: Final = _Silent()
+
+
 class Carrier(Protocol):
     """One connection: whole frames, in order, at most once, until it is lost; then never again.
 
@@ -64,8 +80,8 @@ class Carrier(Protocol):
         """See above."""
 
     @property
-    def doorbells(self) -> int:
-        """How often the peer was rung so far."""
+    def rings(self) -> Rings:
+        """Has how often the peer was rung so far; lives no longer than the carrier."""
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
         """Take a frame, without waking the peer. Raises DisconnectedError, and MisuseError for one that is too long.

@@ -58,7 +58,7 @@ class SharedCarrier:
         self._most = min(BATCH, self.capacity)
         # Whoever traces looks often. The ring's own memory outlives it as long as it is held.
         self._ring = channel.sender._ring
-        self._count = self._ring.count
+        self.rings = self._ring.count
         self.closed = False
         self.closed_at = 0.0
         self._masked = 0
@@ -131,11 +131,6 @@ class SharedCarrier:
             return Masking(self._masked, False)
         receiver = self.channel.receiver
         return Masking(receiver.counters.masked, receiver.masked)
-
-    @property
-    def doorbells(self) -> int:
-        """See there."""
-        return int(self._count.doorbells)
 
     @property
     def unread(self) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from idc._core import ffi, lib
 from idc.errors import MisuseError, PeerGoneError, ProtocolError
 from idc.flows import flow_seed
-from idc.transport.base import NO_MASKING
+from idc.transport.base import NO_MASKING, SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,8 +96,8 @@ class TcpCarrier:
     capacity = CAPACITY
     frame_bytes = FRAME_BYTES
     near = False  # TCP does not say; what is near has shared memory to meet by
-    doorbells = 0
     trips = None
+    rings = SILENT
     flushes = exchanges = True
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:

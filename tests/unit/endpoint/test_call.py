@@ -144,7 +144,7 @@ def test_what_was_posted_before_a_call_that_has_no_slot_is_announced() -> None:
     rung = made.endpoint._carrier
     assert rung is not None
     made.endpoint.submit_message(b"quiet", notify=False)
-    before = rung.doorbells
+    before = rung.rings.doorbells
     assert made.endpoint.call(b"question", lambda _: None, 0.0) is Result.BACK_PRESSURED
-    assert rung.doorbells == before + 1
+    assert rung.rings.doorbells == before + 1
     made.close()
