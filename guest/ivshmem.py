@@ -7,6 +7,7 @@ offsets are those of QEMU's docs/specs/ivshmem-spec. May import `idc` and `guest
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import select
@@ -154,9 +155,9 @@ def _region(device: Device, memory: mmap.mmap, registers: mmap.mmap | None, rele
     def bell(peer: int, vector: int) -> Bell:
         return Bell.mmio(registers, DOORBELL, peer << 16 | vector)
 
-    mine = bell(member, 0)
-    mine.learn(device.vectors[0])
-    mine.close()
+    if member >= 0:
+        with contextlib.closing(bell(member, 0)) as mine:
+            mine.learn(device.vectors[0])
     return Region(memory, member, device.vectors, bell, release)
 
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 #: Bytes of one ring's control block.
 CONTROL_BYTES: Final = 256
-#: How long a wait polls before it blocks, seconds, as long as polling pays. The core learns whether it does, and now
-#: and then tries longer, up to half a millisecond (idc/core/wait.c). Two sides that are awake never sleep in a lively
-#: exchange.
+#: How long a wait polls before it blocks, seconds, as long as polling pays, which the core learns; as long as two
+#: wake-ups take where those are by way of a hypervisor, 2 ms at most (idc/core/wait.c). Two sides that are awake never
+#: sleep in a lively exchange.
 DEFAULT_SPIN: Final = 50e-6
 #: Spin value for a ring that only polls and never sleeps.
 POLL_ONLY: Final = -1.0

@@ -163,19 +163,18 @@ int idc_bell_wait(int fd, int64_t timeout_ns)
 int idc_wake_learn(const struct idc_bell *mine, int fd)
 {
     enum { TRIES = 3, LOST_NS = 20000000 };
-    uint64_t least = UINT64_MAX;
-    for (int try = 0; try < TRIES; try++) {
-        uint64_t start = idc_now_ns();
-        int rc = idc_bell_ring(mine);
+    int rc = IDC_OK;
+    for (int try = 0; rc == IDC_OK && try < TRIES; try++) {
+        uint64_t start = idc_now_ns(), least = atomic_load_explicit(&idc_wake_ns, memory_order_relaxed);
+        rc = idc_bell_ring(mine);
         if (rc == IDC_OK)
             rc = idc_bell_wait(fd, LOST_NS);
-        if (rc != IDC_OK)
-            return rc;
         uint64_t ns = idc_now_ns() - start;
-        least = ns < least ? ns : least;
+        if (rc == IDC_OK && (least == 0 || ns < least))
+            atomic_store_explicit(&idc_wake_ns, ns, memory_order_relaxed);
     }
-    atomic_store_explicit(&idc_wake_ns, least, memory_order_relaxed);
-    return idc_bell_ring(mine); /* a peer's ring may have been taken for one of these, and somebody sleeps on it */
+    int last = idc_bell_ring(mine); /* a peer's ring may have been taken for one of these, and somebody sleeps on it */
+    return rc == IDC_OK ? last : rc;
 }
 
 /* 1 or negative when done, 0 when the budget is spent; `spent` is how long that took. The clock is first read after

@@ -166,7 +166,11 @@ class Caller:
         if timeout is None and not self._shared and get_ident() == self._first:
             call = self._spare
             with self._lock:
-                answer = self.endpoint.call(parameters, call.done, NAP_ALONE)
+                try:
+                    answer = self.endpoint.call(parameters, call.done, NAP_ALONE)
+                except BaseException:
+                    self._spare = _Call()  # the other may be told of an answer yet
+                    raise
                 if self._followers and not self._leader:
                     self._followers[0].wake()
             if type(answer) is bytes:

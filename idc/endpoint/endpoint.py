@@ -515,9 +515,9 @@ class Endpoint:
                         self._trace.drain()
                     return False
                 inbox.extend(taken)
-            receive, client = self._session.receive, self._client  # type: ignore[union-attr]
+            client = self._client
             while inbox and self.state is _CONNECTED:
-                event = receive(inbox.popleft())
+                event = self._session.receive(inbox.popleft())  # type: ignore[union-attr] # a handler may have made a new one
                 if type(event) is IncomingTransaction:
                     try:
                         client.transaction(self, event)

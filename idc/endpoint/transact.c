@@ -257,12 +257,11 @@ int64_t idc_transact_call(struct idc_ring *tx, struct idc_ring *rx, const void *
                           uint64_t body_len, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns, int32_t *posted)
 {
     struct idc_part parts[2] = {{.base = head, .len = head_len}, {.base = body, .len = body_len}};
+    *posted = 0;
     int64_t rc = idc_msg_post(tx, parts, 2);
     if (rc < 0)
         return rc;
     *posted = 1;
-    (void)idc_notify(tx); /* a doorbell that is gone is the next call's to tell: the frame may have arrived */
-    rc = idc_msg_recv(rx, buf, cap, spin_ns, timeout_ns);
-    *posted = rc < 0;
-    return rc;
+    rc = idc_notify(tx);
+    return rc == IDC_OK ? idc_msg_recv(rx, buf, cap, spin_ns, timeout_ns) : rc;
 }

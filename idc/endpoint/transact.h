@@ -78,7 +78,7 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
                        int64_t spin_ns, int64_t timeout_ns);
 
 /* Sends a frame in two pieces and waits for the next one, whatever it is: what a transaction is for who waits for its answer.
- * Its length, in `buf`; or a negative result. *posted: the frame went, and there was none. */
+ * Its length, in `buf`; or a negative result. *posted: whether the frame went. */
 int64_t idc_transact_call(struct idc_ring *tx, struct idc_ring *rx, const void *head, uint64_t head_len, const void *body,
                           uint64_t body_len, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns, int32_t *posted);
 

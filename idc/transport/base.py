@@ -107,7 +107,8 @@ class Carrier(Protocol):
         """`send`, then `take` of at most one frame, in as few steps as can be: for who waits for an answer.
 
         Nothing comes where it does not come in time, or what comes is not for this call: then `take` has more to say,
-        also of a connection that is over. Raises as `post`, and `posted` says whether the frame went nevertheless.
+        also of a connection that is over. Raises as `post`; `posted` then says whether the frame went, as after an
+        interruption it may have, and what came in its place is lost.
         """
 
     def arm(self) -> bool:

@@ -74,6 +74,7 @@ class LocalCarrier:
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
         """See there."""
+        self.posted = False
         self.send(frame, body)
         self.posted = True
         if not self._in.frames and not self._in.ended and timeout > 0:

@@ -84,15 +84,19 @@ class SharedCarrier:
         """See there."""
         if self.closed:
             self._sender.flush()  # which says so
+        if type(body) is not bytes:
+            body = bytes(body)
+        posted = self._posted
         rc = _call(self._tx, self._rx, frame, len(frame), body, len(body), self._room, self.frame_bytes,
-                   self._receiver._spin_ns, int(timeout * 1e9), self._posted)
+                   self._receiver._spin_ns, int(timeout * 1e9), posted)
         if rc >= 0:
+            posted[0] = 0
             return (_unpack(self._room, rc),)
-        if not self._posted[0]:
-            if rc == lib.IDC_AGAIN:
-                raise ProtocolError(FULL)
+        if rc == lib.IDC_AGAIN and not posted[0]:
+            raise ProtocolError(FULL)
+        if rc == lib.IDC_EINVAL or not posted[0]:
             raise self._sender._fail(rc)
-        self._posted[0] = 0
+        posted[0] = 0
         return ()
 
     @property

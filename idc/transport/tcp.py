@@ -150,18 +150,21 @@ class TcpCarrier:
         if type(body) is not bytes:
             body = bytes(body)
         wire, posted = self.wire, self._posted
+        if len(body) >= LONG:
+            self.lends.append(body)  # before the core has it, whatever interrupts this
         rc = _call(wire, frame, len(frame), body, len(body), self._lens, int(timeout * 1e9), posted)
-        if rc == 1 and not wire.apart and not wire.want and not self._writing:
+        if rc == 1 and not wire.apart and not wire.want and not self._writing and not self.lends:
+            posted[0] = 0
             return (_unpack(self._chars + wire.first, self._lens[0]),)
         if rc < 0 and not posted[0]:
+            if len(body) >= LONG:
+                self.lends.pop()
             raise self.refused(rc)
         posted[0] = 0
-        if wire.unsent:
-            self.lend(body)
         frames = self._frames(rc) if rc > 0 else []
         if wire.want:
             self.find_room()
-        if self.lends or self._writing:
+        if self.lends or self._writing or wire.unsent:
             self.settle()
         return frames
 

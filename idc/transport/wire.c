@@ -331,11 +331,10 @@ void idc_wire_free(struct idc_wire *w)
 int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
                       uint32_t *lens, int64_t timeout_ns, int32_t *posted)
 {
+    *posted = 0;
     int64_t rc = idc_wire_send(w, head, head_len, body, body_len);
     if (rc != IDC_OK)
         return rc;
     *posted = 1;
-    rc = w->unsent == 0 ? idc_wire_take(w, lens, 1, timeout_ns) : IDC_AGAIN; /* its body is to be kept first */
-    *posted = rc <= 0;
-    return rc;
+    return w->unsent == 0 ? idc_wire_take(w, lens, 1, timeout_ns) : IDC_AGAIN;
 }

@@ -66,7 +66,7 @@ int idc_wire_send(struct idc_wire *w, const void *head, uint64_t head_len, const
  * in `in` from `first` on; `lens` has the length of each short one. 0: a long one begins, see `want`, which may be set beside
  * a count too. Or IDC_AGAIN, IDC_TIMEOUT, IDC_INTR, or what ended it, after all that came before. */
 int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns);
-/* idc_wire_send, then idc_wire_take of one frame. *posted: the frame went, and none was taken. */
+/* idc_wire_send, then idc_wire_take of one frame. *posted: whether the first was done. */
 int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
                       uint32_t *lens, int64_t timeout_ns, int32_t *posted);
 /* Where the body that is wanted goes: `want` bytes, to stay there until it is taken. */

@@ -301,6 +301,7 @@ def mistakes_front(address: str) -> None:
     domain = Domain({"service": address})
     with domain.connect(SMALL) as caller:
         assert caller.transact(b"fine", timeout=LIMIT) == b"fine"
+        assert caller.transact(b"fine") == caller.transact(bytearray(b"fine")) == b"fine"  # type: ignore[arg-type]
         assert "65" in str(failure(TooBigError, lambda: caller.transact(bytes(65))))
         failed = failure(HandlerFailedError, lambda: caller.transact(b"raise", timeout=LIMIT))
         assert str(failed) == "ValueError: as asked"

@@ -15,8 +15,11 @@ from idc.errors import HandlerFailedError, OutcomeUnknownError, TooBigError, Tra
 from idc.transport.local import meeting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from idc.endpoint.endpoint import Endpoint
     from idc.endpoint.session import IncomingMessage
+    from idc.transport.base import Frame
     from idc.transport.local import LocalCarrier
 
 #: Of the first transaction of an endpoint, and of the one after it.
@@ -147,4 +150,42 @@ def test_what_was_posted_before_a_call_that_has_no_slot_is_announced() -> None:
     before = rung.rings.doorbells
     assert made.endpoint.call(b"question", lambda _: None, 0.0) is Result.BACK_PRESSURED
     assert rung.rings.doorbells == before + 1
+    made.close()
+
+
+def test_an_interrupted_call_leaves_its_answer_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, peer = caller()
+    carrier = made.endpoint._carrier
+    assert carrier is not None
+    usual = carrier.exchange
+
+    def interrupted(frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
+        usual(frame, body, 0.0)
+        monkeypatch.setattr(carrier, "posted", True, raising=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(carrier, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.transact(b"first")
+    assert made.endpoint.outstanding == 1, "it went, and may be answered"
+    monkeypatch.setattr(carrier, "exchange", usual)
+    peer.post(encode(Kind.REPLY, FIRST, b"of the first"))
+    peer.post(encode(Kind.REPLY, SECOND, b"of the second"))
+    assert made.transact(b"second") == b"of the second"
+    assert made.endpoint.outstanding == 0
+    made.close()
+
+
+def test_a_call_that_is_interrupted_before_it_went_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = caller()
+    carrier = made.endpoint._carrier
+    assert carrier is not None
+
+    def interrupted(frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(carrier, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.transact(b"question")
+    assert made.endpoint.outstanding == 0
     made.close()
