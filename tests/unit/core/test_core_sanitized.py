@@ -27,7 +27,7 @@ def build(core: Path, target: Path, sanitizer: str, program: str = "stress.c") -
         "-Wno-tsan",  # fences: TSan takes none into account, and no order that it needs comes from one
         "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", "-pthread", f"-I{core}", f"-I{ENDPOINT}",
         f"-I{TRANSPORT}", *map(str, sorted(core.glob("*.c"))), str(ENDPOINT / "transact.c"),
-        str(TRANSPORT / "wire.c"), str(HERE / program), "-o", str(target),
+        str(ENDPOINT / "lane.c"), str(TRANSPORT / "wire.c"), str(HERE / program), "-o", str(target),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -60,6 +60,13 @@ def test_frames_over_a_socket_under_a_sanitizer(tmp_path: Path, sanitizer: str) 
     done = run(build(CORE, tmp_path / "wire", sanitizer, "wire_stress.c"), 1000)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.startswith("1000 frames")
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_messages_of_a_lane_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
+    done = run(build(CORE, tmp_path / "lane", sanitizer, "lane_stress.c"), 1000)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout.startswith("1000 messages each way")
 
 
 @pytest.mark.parametrize(
