@@ -204,7 +204,7 @@ class Endpoint:
             TooBigError: the parameters are longer than the peer accepts.
         """
         session, carrier = self._session, self._carrier
-        if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox or not carrier.exchanges
+        if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox
                 or self._party is not None or self._broken is not None):
             return self.submit_transaction(parameters, done)
         try:

@@ -316,7 +316,7 @@ class _EnginePort:
 class _EngineCarrier:
     """See `idc.transport.base.Carrier`: what the core has dealt with is not among the frames."""
 
-    flushes = exchanges = posted = False
+    flushes = False
 
     def __init__(self, engine: Engine, carrier: SharedCarrier) -> None:
         self.capacity = carrier.capacity
@@ -331,6 +331,7 @@ class _EngineCarrier:
         self._sender, self._receiver = carrier.channel.sender, carrier.channel.receiver
         self._left: list[bytes] = []
         self._started = False
+        self.posted = False
 
     @property
     def rings(self) -> Rings:
@@ -350,8 +351,14 @@ class _EngineCarrier:
             self.flush()
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
-        """Not here."""
-        raise NotImplementedError
+        """See there. The core reads first, so whatever comes is left to `take`."""
+        self.posted = False
+        self.post(frame, body)
+        self.posted = True
+        with contextlib.suppress(DisconnectedError):
+            self.flush()
+        self.posted = False
+        return ()
 
     def take(self, timeout: float) -> Sequence[bytes]:
         """See there. Before HELLO one frame at a time, so that the core has each after it."""

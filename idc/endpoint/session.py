@@ -314,7 +314,7 @@ class Session:
 
         Args:
             done: called if the answer is not what comes next.
-            carrier: one that can exchange frames.
+            carrier: of this connection.
             timeout: seconds to wait for the answer here.
             keep: given what came in place of the answer.
 

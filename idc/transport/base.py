@@ -59,7 +59,6 @@ class Carrier(Protocol):
         near: both ends are on one machine.
         flows: what names the submissions of this end, and those of the peer, in a trace: at the peer the same two
             the other way round, and others on every other connection.
-        exchanges: whether it has `exchange`.
         flushes: whether `take` wakes the peer for what was posted, before it waits.
         trips: where an end notes, for observers, how long its transactions take; None where nobody could look.
     """
@@ -69,7 +68,6 @@ class Carrier(Protocol):
     near: bool
     flows: tuple[int, int]
     flushes: bool
-    exchanges: bool
 
     @property
     def posted(self) -> bool:

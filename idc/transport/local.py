@@ -35,7 +35,6 @@ class LocalCarrier:
     """See `idc.transport.base.Carrier`."""
 
     near = True
-    exchanges = True
     flushes = False
     trips = None
 

@@ -29,6 +29,7 @@ LINGER = 0.1
 SLOT_HEADER = 8
 #: Frames taken at a time, at most.
 BATCH = 64
+#: What a full ring means.
 FULL = "the peer does not take what it has asked for: the ring is full"
 _call, _post_one, _unpack = lib.idc_transact_call, lib.idc_msg_post_one, ffi.unpack
 
@@ -40,7 +41,7 @@ class SharedCarrier:
         channel: that it goes over, for who moves frames of it in the core (`idc.endpoint.engine`).
     """
 
-    near = exchanges = True
+    near = True
     flushes = False
 
     def __init__(self, channel: MessageChannel) -> None:
@@ -56,9 +57,8 @@ class SharedCarrier:
         self._room = ffi.new("char[]", self.frame_bytes)
         self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
-        # Whoever traces looks often. The ring's own memory outlives it as long as it is held.
-        self._ring = channel.sender._ring
-        self.rings = self._ring.count
+        # Whoever traces looks often. A part of the ring's own memory, which lives as long as that is held.
+        self.rings = self._tx.count
         self.closed = False
         self.closed_at = 0.0
         self._masked = 0

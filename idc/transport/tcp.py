@@ -98,7 +98,7 @@ class TcpCarrier:
     near = False  # TCP does not say; what is near has shared memory to meet by
     trips = None
     rings = SILENT
-    flushes = exchanges = True
+    flushes = True
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         connection.setblocking(True)  # a read waits in the kernel; what must not wait says so in each call
