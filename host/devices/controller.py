@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 #: Seconds that the ends have to meet, and to close.
 PATIENCE: Final = 30.0
+#: Seconds for which an end closes for the same reason again and again before waiting for it is given up: what passes by
+#: itself, a file that another still holds or a region that is not plugged yet, has passed by then.
+HOPELESS: Final = 2.5
 #: Seconds that the ends have to close of a device that was not attached in the end.
 CLOSING: Final = 5.0
 #: Whose a link is that could not be unplugged from both domains.
@@ -109,7 +112,8 @@ class Controller:
 
         Raises:
             MisuseError: there is no such class, or it has no such options.
-            DeviceError: no such domain, it is attached already, or the ends have not met in time.
+            DeviceError: no such domain, it is attached already, the ends have not met in time, or one of them closes
+                for the same reason again and again, such as an image that is missing.
             HostError, TestbedError: the region cannot be made or plugged.
             RegistryError, TimedOutError: of the registry.
         """
@@ -365,14 +369,24 @@ class Controller:
         return ""
 
     def _await_met(self, name: Name, record: Record, wait: float) -> None:
-        late = self._await(name, record, wait, lambda seen: seen.states == (State.CONNECTED, State.CONNECTED))
+        given_up: list[Seen] = []
+
+        def settled(seen: Seen) -> bool:
+            if _hopeless(seen.front) or _hopeless(seen.back):
+                given_up.append(seen)
+            return bool(given_up) or seen.states == (State.CONNECTED, State.CONNECTED)
+
+        late = self._await(name, record, wait, settled)
+        if given_up:
+            late = given_up[0]
         if late is None:
             return
         parts = []
         for role, domain, steps in ((Role.FRONT, name.front, late.front), (Role.BACK, record.back, late.back)):
             said = f"{steps[0].state.value}: {steps[0].why}" if steps else "nothing: do drivers run there?"
             parts.append(f"the {role.value} end in {domain} says {said}")
-        raise DeviceError(f"device {name} is not connected after {wait:g} s, and detached again; {'; '.join(parts)}")
+        after = "several tries" if given_up else f"{wait:g} s"
+        raise DeviceError(f"device {name} is not connected after {after}, and detached again; {'; '.join(parts)}")
 
     def _await(self, name: Name, record: Record, wait: float, there: Callable[[Seen], bool]) -> Seen | None:
         """Until that is so; if it is not in time, what is the case instead."""
@@ -403,6 +417,13 @@ class Controller:
     def _remove(self, path: str) -> None:
         with contextlib.suppress(NoSuchKeyError):
             self._registry.rm(path)
+
+
+def _hopeless(steps: tuple[Step, ...]) -> bool:
+    """Whether an end has tried, and closed with the same words, for so long that more time would not help."""
+    closed = [step for step in steps if step.state is State.CLOSED]
+    same = [step.since for step in closed if step.why == closed[0].why]
+    return len(same) > 1 and steps[0].state is not State.CONNECTED and same[0] - same[-1] >= HOPELESS
 
 
 def _state(steps: tuple[Step, ...]) -> State:
