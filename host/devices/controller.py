@@ -26,7 +26,7 @@ from idc.device import find, keys
 from idc.device import options as options_of
 from idc.device.classes import CHANNEL
 from idc.device.keys import Name
-from idc.device.states import Role, State, Step, parse
+from idc.device.states import Role, State, Step, hopeless, parse
 from idc.errors import ConflictError, DeniedError, NoSuchKeyError
 from idc.layout import Rights
 from idc.registry import Permissions, Permit
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 30.0
 #: Seconds for which an end closes for the same reason again and again before waiting for it is given up: what passes by
 #: itself, a file that another still holds or a region that is not plugged yet, has passed by then.
-HOPELESS: Final = 2.5
+HOPELESS: Final = 2.0
 #: Seconds that the ends have to close of a device that was not attached in the end.
 CLOSING: Final = 5.0
 #: Whose a link is that could not be unplugged from both domains.
@@ -372,7 +372,7 @@ class Controller:
         given_up: list[Seen] = []
 
         def settled(seen: Seen) -> bool:
-            if _hopeless(seen.front) or _hopeless(seen.back):
+            if any(hopeless(steps, HOPELESS) for steps in (seen.front, seen.back)):
                 given_up.append(seen)
             return bool(given_up) or seen.states == (State.CONNECTED, State.CONNECTED)
 
@@ -417,13 +417,6 @@ class Controller:
     def _remove(self, path: str) -> None:
         with contextlib.suppress(NoSuchKeyError):
             self._registry.rm(path)
-
-
-def _hopeless(steps: tuple[Step, ...]) -> bool:
-    """Whether an end has tried, and closed with the same words, for so long that more time would not help."""
-    closed = [step for step in steps if step.state is State.CLOSED]
-    same = [step.since for step in closed if step.why == closed[0].why]
-    return len(same) > 1 and steps[0].state is not State.CONNECTED and same[0] - same[-1] >= HOPELESS
 
 
 def _state(steps: tuple[Step, ...]) -> State:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: Steps of which state, time and reason are kept.
 STEPS: Final = 8
@@ -212,3 +212,10 @@ def parse(value: bytes) -> list[Step]:
         if 0 <= step.since < 1e11:
             found.append(step)
     return found
+
+
+def hopeless(steps: Sequence[Step], seconds: float) -> bool:
+    """Whether an end has tried, and closed for the same reason, for so long. `steps` as `parse` gives them."""
+    closed = [step for step in steps if step.state is State.CLOSED]
+    same = [step.since for step in closed if step.why == closed[0].why]
+    return len(same) > 1 and steps[0].state is not State.CONNECTED and same[0] - same[-1] >= seconds

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idc.device.states import STEPS, TABLE, WHY, Action, Machine, Role, State, Step, pack, parse
+from idc.device.states import STEPS, TABLE, WHY, Action, Machine, Role, State, Step, hopeless, pack, parse
 
 ROLES = (Role.FRONT, Role.BACK)
 
@@ -169,6 +169,40 @@ def test_a_driver_that_cannot_be_had_leaves_the_end_closed_with_the_reason() -> 
     assert side.machine.state is State.CLOSED
     assert [step.why for step in side.machine.steps] == ["not attached", "attached", "broken"]
     assert not side.look()
+
+
+@pytest.mark.parametrize(("role", "fails"), [(Role.FRONT, Action.MAKE), (Role.BACK, Action.MAKE),
+                                             (Role.FRONT, Action.OPEN), (Role.BACK, Action.OPEN)])  # fmt: skip
+def test_the_same_failure_again_and_again_is_hopeless_after_some_seconds(role: Role, fails: Action) -> None:
+    machine, now, pause = Machine(role, 0.0), 0.0, 0.05
+    machine.facts.peer = State.INIT_WAIT
+
+    def act(action: Action) -> None:
+        machine.facts.made |= action is Action.MAKE
+        if action is fails:
+            machine.facts.trouble = "broken"
+        elif action is Action.DROP:
+            machine.facts.made = False
+
+    while not hopeless(parse(pack(machine.steps)), 2.0):
+        assert now < 4.0
+        machine.look(now, act)
+        now, pause = now + pause, 2 * pause
+        machine.facts.trouble = ""
+    assert machine.steps[-1].since >= 2.0
+
+
+def test_what_changes_or_works_is_not_hopeless() -> None:
+    def steps(*found: tuple[State, float, str]) -> list[Step]:
+        return [Step(*each) for each in found]
+
+    assert not hopeless([], 2.0)
+    assert not hopeless(steps((State.CLOSED, 9.0, "broken")), 2.0)
+    assert not hopeless(steps((State.CLOSED, 9.0, "no image"), (State.CLOSED, 1.0, "no region")), 2.0)
+    assert not hopeless(steps((State.CLOSED, 9.0, "broken"), (State.CLOSED, 7.5, "broken")), 2.0)
+    assert hopeless(steps((State.CLOSED, 9.0, "broken"), (State.CLOSED, 7.0, "broken")), 2.0)
+    assert not hopeless(steps((State.CONNECTED, 9.5, "met"), (State.CLOSED, 9.0, "broken"),
+                              (State.CLOSED, 1.0, "broken")), 2.0)
 
 
 def test_steps_as_they_are_published() -> None:
