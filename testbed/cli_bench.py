@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from testbed.accel import Wish
 from testbed.bench import bars, runner, show
+from testbed.bench.baton import ALONE, Baton
 from testbed.bench.names import load
 from testbed.bench.places import DOMAINS, Domains
 from testbed.bench.rows import Result, parse
@@ -40,6 +42,8 @@ def bench(
     accel: Annotated[str, typer.Option("--accel", metavar="auto|kvm|tcg", help="Accelerator.")] = "auto",
     qemu: Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="QEMU binary.")] = DEFAULT_QEMU,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    in_turn: Annotated[str, typer.Option("--in-turn", hidden=True, help="FD,first or FD,second; see testbed.bench."
+                                         "baton.")] = "",
 ) -> None:
     """Measure, each path beside its limit and its peers.
 
@@ -68,7 +72,8 @@ def bench(
         _against(setting, against, turns, json_file, console)
         return
     with Store() as store:
-        result, found = runner.run(setting)
+        baton = Baton.told(in_turn) if in_turn else ALONE
+        result, found = runner.run(dataclasses.replace(setting, baton=baton))
         number = store.add(result, found)
         steps.say(f"kept as run {number} in {store.path}")
     if json_file is not None:

@@ -1,7 +1,8 @@
 """Measures subjects in turn, A B A B, and makes rows of what was taken.
 
 What is compared is in one group: all its subjects get their takes in the same turns, so that the machine's drift hits
-each of them. Depends on `testbed.bench.subjects` and `testbed.bench.histogram`.
+each of them. Of two versions that are compared, each take has its like of the other version next to it
+(`testbed.bench.baton`). Depends on `testbed.bench.subjects` and `testbed.bench.histogram`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from testbed.bench.baton import ALONE, Baton
 from testbed.bench.errors import BenchFailed
 from testbed.bench.histogram import Histogram
 from testbed.bench.rows import Row
@@ -50,6 +52,10 @@ class Pace:
 
 QUICK = Pace(2, 0.08, 0.005, 1, quick=True)
 FULL = Pace(5, 0.12, 0.02, 2, quick=False)
+#: Of each turn of a comparison. Many short takes, since a neighbour on the same core comes and goes within tenths of a
+#: second: of two versions in turn, the median of 12 pairs of 40 ms varies by 1 to 2 % from turn to turn where two pairs
+#: of 80 ms do by 5 % (round trips of Python, on a shared machine on which each version alone varies by 20 to 30 %).
+IN_TURN = Pace(12, 0.04, 0.005, 1, quick=True)
 
 
 @dataclass
@@ -81,8 +87,10 @@ class Found:
     histogram: Histogram | None
 
 
-def measure(group: Group, pace: Pace) -> list[Found]:
+def measure(group: Group, pace: Pace, baton: Baton = ALONE) -> list[Found]:
     """All turns of one group. Raises BenchFailed, with the row's name, when a subject fails."""
+    if group.during is not contextlib.nullcontext:
+        baton = ALONE  # a load of this one's own must not run beside the other's takes: all takes are one slot
     with group.during():
         subjects, tried = list(group.subjects), {}
         for rivals in group.rivals:
@@ -93,10 +101,12 @@ def measure(group: Group, pace: Pace) -> list[Found]:
             subjects += kept
         warm = {id(subject): _named(subject, group.pair, subject.prepare, pace.seconds) for subject in subjects}
         _same_samples(subjects)
+        baton.next()
         takes: dict[int, list[Taken]] = {id(subject): [] for subject in subjects}
         for _ in range(pace.rounds):
             for subject in subjects:
                 takes[id(subject)].append(_named(subject, group.pair, subject.take, pace.seconds))
+                baton.next()
     found = []
     for variants in _by_key(subjects).values():
         rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)]) for subject in variants]

@@ -49,6 +49,8 @@ class Row:
         clock_ns: what one reading of the clock costs at the end that keeps the time; part of each sample.
         warmup: operations before, thrown away.
         rounds: p50 or value of each round, in the order they were taken.
+        takes: of `bench --against`, by turn: p50 or value of each take, of which each had its like of the other version
+            next to it. Empty where whole runs were alternated.
         variant: which of several ways this is, where several were tried: the best one.
         variants: all that were tried, with p50 or value.
         cpu: the same processor seconds by place: near and far (the ends' own processes, as they count themselves)
@@ -83,6 +85,7 @@ class Row:
     clock_ns: float | None = None
     warmup: int = 0
     rounds: tuple[float, ...] = ()
+    takes: tuple[tuple[float, ...], ...] = ()
     variant: str = ""
     variants: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)

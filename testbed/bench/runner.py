@@ -51,7 +51,7 @@ def run(setting: Setting) -> tuple[Result, list[Found]]:
         TestbedError: whatever else can happen to VMs.
     """
     benches = chosen(setting.names)
-    pace = groups.QUICK if setting.quick else groups.FULL
+    pace = groups.IN_TURN if setting.baton.shared else groups.QUICK if setting.quick else groups.FULL
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     state = _Run(setting, pace, facts.of_host())
     placed = [bench for bench in benches if bench.groups is not None]
@@ -84,7 +84,7 @@ def _at(place: Place, benches: list[Bench], state: _Run) -> None:
         assert bench.groups is not None
         for group in bench.groups(place, state.pace):
             with state.setting.steps.wait(f"{place.pair.domains}: {group.title}"):
-                state.found += groups.measure(group, state.pace)
+                state.found += groups.measure(group, state.pace, state.setting.baton)
     state.absent += place.absent
 
 

@@ -1,10 +1,11 @@
-"""What a whole run of benchmarks is asked to do. Pure."""
+"""What a whole run of benchmarks is asked to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from testbed.bench.baton import ALONE, Baton
 from testbed.qemu_args import DEFAULT_QEMU
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Setting:
         steps: where progress is shown.
         accel: see `testbed.accel`.
         qemu: QEMU binary.
+        baton: shared with a run that measures another version meanwhile.
     """
 
     names: tuple[str, ...]
@@ -32,3 +34,4 @@ class Setting:
     steps: Steps
     accel: Wish = "auto"
     qemu: str = DEFAULT_QEMU
+    baton: Baton = ALONE

@@ -1,29 +1,35 @@
-"""This tree against another commit of it: both versions measured in turn, base this, this base, base this ...
+"""This tree against another commit of it: both versions measured in turn, take by take.
 
 The other version is checked out into a clone of its own, which shares the objects of this one and is gone afterwards
 (a worktree would leave its entry in the repository of whoever kills this); its C core is built there, and it has a
 virtual environment of its own, whose other packages are those of this one: only our code differs. Each turn of a
-version is one whole quick run of its own `testbed bench`, so that each has its own processes, memory and luck, and a
-commit is measured by the benchmark it brings.
+version is one whole run of its own `testbed bench`, so that each has its own processes, memory and luck, and a commit
+is measured by the benchmark it brings. Both runs of a turn are there at the same time and take turns within it
+(`testbed.bench.baton`), so that what the machine does meanwhile hits both alike. A base from before they could do that
+runs whole, before or after this.
 
 Depends on git, `testbed.run` and `testbed.bench`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import os
 import secrets
+import select
+import socket
 import statistics
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from testbed import keeper
+from testbed.bench.baton import FIRST, SECOND
 from testbed.bench.errors import BenchFailed
 from testbed.bench.facts import ROOT
 from testbed.bench.groups import Found
@@ -34,7 +40,7 @@ from testbed.results.compare import conditions, key
 from testbed.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from testbed.bench.rows import Result, Row
     from testbed.bench.setting import Setting
@@ -44,6 +50,8 @@ QUICK_TURNS: Final = 8
 #: What makes figures of two commits be of two methods.
 _METHOD = ("testbed/bench", "idc/measure", "guest/measure.py")
 _STORE = "bench.sqlite"
+#: Who has this can take turns within a run.
+_BATON = "testbed/bench/baton.py"
 #: Seconds that a turn has to end its VMs when the whole is interrupted.
 END_SECONDS: Final = 20.0
 
@@ -106,13 +114,20 @@ def measure(setting: Setting, commit: str, turns: int) -> tuple[Measured, Measur
     with Run(keep="never") as run:
         with setting.steps.wait(f"base: check out and build {commit[:10]}"):
             base = _base(run, commit)
-        versions = [base, Version("this", Path(sys.executable), ROOT, _made(run.directory / "this"))]
+        this = Version("this", Path(sys.executable), ROOT, _made(run.directory / "this"))
+        together = (base.root / _BATON).exists()
         for number in range(turns):
-            for version in versions if number % 2 == 0 else reversed(versions):
-                with setting.steps.wait(f"turn {number + 1} of {turns}: {version.name}"):
-                    _turn(run, version, setting)
-        first, second = (_joined(version, session) for version in versions)
+            order = (base, this) if number % 2 == 0 else (this, base)
+            with setting.steps.wait(f"turn {number + 1} of {turns}: {order[0].name} and {order[1].name}"):
+                if together:
+                    _together(run, order, setting)
+                else:
+                    for version in order:
+                        _ended([_started(run, version, _bench(version, setting))])
+        first, second = (_joined(version, session, together=together) for version in (base, this))
     notes = _notes(commit)
+    if not together:
+        notes += ("the base cannot take turns within a run yet: whole runs were alternated, which leaves more noise",)
     return _noted(first, notes), _noted(second, notes)
 
 
@@ -141,46 +156,109 @@ def _base(run: Run, commit: str) -> Version:
     return Version("base", python, root, _made(run.directory / "base"))
 
 
-def _turn(run: Run, version: Version, setting: Setting) -> None:
-    """One whole quick run, kept in the version's own database."""
-    argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", "--quiet",
+@dataclass(frozen=True)
+class _Started:
+    """A command under way.
+
+    Attributes:
+        what: for whom.
+        process: it.
+        words: of its command line, for a message.
+        log: what it says goes there.
+    """
+
+    what: str
+    process: subprocess.Popen[bytes]
+    words: str
+    log: Path
+
+
+def _bench(version: Version, setting: Setting, *more: str) -> list[str]:
+    """One whole run, kept in the version's own database."""
+    argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", "--quiet", *more,
             "--domains", ",".join(sorted(setting.domains)), "--accel", setting.accel, "--qemu", setting.qemu,
             *setting.names]  # fmt: skip
     # Not marked as this run's: it has a run and a keeper of its own, which by that mark would be ended before they
     # could end their VMs. Instead the kernel asks it to end when this process dies.
     alone = ["setpriv", "--pdeathsig", "TERM", "env", "-u", "PYTHONPATH", "-u", keeper.ENV_NAME]
-    _must(run, [*alone, f"IDC_TESTBED_DATA={version.data}", *argv], cwd=version.root,
-          what=f"{version.name} ({version.root.name if version.name == 'base' else 'this tree'})")
+    return [*alone, f"IDC_TESTBED_DATA={version.data}", *argv]
 
 
-def _must(run: Run, argv: Sequence[str], *, cwd: Path | None = None, what: str = "base") -> None:
-    """Run to its end. Raises BenchFailed with the last line that it said."""
-    with _log(run) as (path, log):
-        process = run.popen(argv, stdout=subprocess.DEVNULL, stderr=log, cwd=cwd)
-        try:
-            code = process.wait()
-        except BaseException:
-            # Asked before the run's end does it by force: it has VMs of its own to end.
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()  # its keeper ends the rest
-                process.wait()
-            raise
-        if code != 0:
-            lines = path.read_text(errors="replace").strip().splitlines()
-            raise BenchFailed(f"{what}: `{' '.join(argv[-4:])}` ended with {code}: {lines[-1] if lines else 'no word'}")
+def _together(run: Run, order: Sequence[Version], setting: Setting) -> None:
+    """One turn of both, which share a baton; the first of `order` has it first."""
+    links = socket.socketpair()
+    started: list[_Started] = []
+    try:
+        for version, link, place in zip(order, links, (FIRST, SECOND), strict=True):
+            argv = _bench(version, setting, "--in-turn", f"{link.fileno()},{place}")
+            started.append(_started(run, version, argv, link.fileno()))
+    except BaseException:
+        _end(started)
+        raise
+    finally:
+        for link in links:
+            link.close()  # so that the end of one is seen by the other
+    _ended(started)
 
 
-@contextlib.contextmanager
-def _log(run: Run) -> Iterator[tuple[Path, int]]:
-    path = run.directory / "turn.err"
+def _started(run: Run, version: Version, argv: Sequence[str], *fds: int) -> _Started:
+    what = f"{version.name} ({version.root.name if version.name == 'base' else 'this tree'})"
+    return _start(run, argv, what, f"turn-{version.name}.err", cwd=version.root, fds=fds)
+
+
+def _start(run: Run, argv: Sequence[str], what: str, log: str, *, cwd: Path | None = None,
+           fds: Sequence[int] = ()) -> _Started:
+    path = run.directory / log
     with path.open("w") as file:
-        yield path, file.fileno()
+        process = run.popen(argv, stdout=subprocess.DEVNULL, stderr=file.fileno(), cwd=cwd, pass_fds=fds)
+    return _Started(what, process, " ".join(argv[-4:]), path)
 
 
-def _joined(version: Version, session: str) -> Measured:
+def _must(run: Run, argv: Sequence[str], *, cwd: Path | None = None) -> None:
+    """Run what makes the base to its end. Raises BenchFailed with the last line that it said."""
+    _ended([_start(run, argv, "base", "base.err", cwd=cwd)])
+
+
+def _ended(started: Sequence[_Started]) -> None:
+    """Wait until all have ended well. Raises BenchFailed for the first that has not, with the last line that it said,
+    and ends the others.
+    """
+    left = {os.pidfd_open(each.process.pid): each for each in started}
+    try:
+        poller = select.poll()
+        for fd in left:
+            poller.register(fd, select.POLLIN)
+        while left:
+            for fd, _ in poller.poll():
+                poller.unregister(fd)
+                os.close(fd)
+                each = left.pop(fd)
+                if code := each.process.wait():
+                    lines = each.log.read_text(errors="replace").strip().splitlines()
+                    raise BenchFailed(f"{each.what}: `{each.words}` ended with {code}: "
+                                      f"{lines[-1] if lines else 'no word'}")
+    except BaseException:
+        _end(list(left.values()))
+        raise
+    finally:
+        for fd in left:
+            os.close(fd)
+
+
+def _end(started: Sequence[_Started]) -> None:
+    """Ask them before the run's end does it by force: they have VMs of their own to end."""
+    for each in started:
+        each.process.terminate()
+    deadline = time.monotonic() + END_SECONDS
+    for each in started:
+        try:
+            each.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.process.kill()  # its keeper ends the rest
+            each.process.wait()
+
+
+def _joined(version: Version, session: str, *, together: bool) -> Measured:
     """All turns of a version as one run. Raises SpecError if they were not measured under the same conditions."""
     with Store(version.data / _STORE, make=False) as store:
         numbers = store.runs()
@@ -201,20 +279,21 @@ def _joined(version: Version, session: str) -> Measured:
             for number, at in zip(numbers, places, strict=True):
                 if at is not None and (own := store.histogram(number, at)) is not None:
                     histogram.add(own)
-            found.append(_row(rows, histogram))
+            found.append(_row(rows, histogram, together=together))
     result = dataclasses.replace(first, results=tuple(each.row for each in found), absent=tuple(absent), quick=True,
                                  seconds=round(sum(each.seconds for each in results), 1), session=session,
                                  version=version.name)  # fmt: skip
     return Measured(result, tuple(found))
 
 
-def _row(rows: list[Row], histogram: Histogram) -> Found:
-    """One row of many turns: its rounds are the turns."""
+def _row(rows: list[Row], histogram: Histogram, *, together: bool) -> Found:
+    """One row of many turns: its rounds are the turns, its takes the rounds of each."""
     last = rows[-1]
     costs = [row.cpu_s for row in rows if row.cpu_s is not None]
-    row = dataclasses.replace(last, rounds=tuple(row.figure for row in rows), warmup=sum(row.warmup for row in rows),
-                              late=sum(row.late for row in rows), variants={}, cpu={},
-                              cpu_s=statistics.fmean(costs) if costs else None)  # fmt: skip
+    row = dataclasses.replace(last, rounds=tuple(row.figure for row in rows),
+                              takes=tuple(row.rounds for row in rows) if together else (),
+                              warmup=sum(row.warmup for row in rows), late=sum(row.late for row in rows),
+                              variants={}, cpu={}, cpu_s=statistics.fmean(costs) if costs else None)  # fmt: skip
     if last.p50 is None or not histogram.count:
         middle = statistics.median(row.rounds)
         if last.p50 is not None:  # samples by the hundred at most, kept as rounds and no histogram

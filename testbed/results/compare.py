@@ -1,13 +1,15 @@
 """Two runs against each other, row by row: `compare(first, second)`. Pure; depends on numpy and
 `testbed.bench.rows`.
 
-Of two versions whose turns were alternated (`bench --against`) each turn is compared with its neighbour. Other runs
-were measured apart, and what the machine did meanwhile is in every difference; the comparison says so.
+Of two versions whose turns were alternated (`bench --against`) each turn is compared with its neighbour, and within it
+each take with its own. Other runs were measured apart, and what the machine did meanwhile is in every difference; the
+comparison says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 from testbed.results import permutation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from testbed.bench.rows import Result, Row
     from testbed.results.permutation import Floats, Tested
@@ -53,9 +55,10 @@ class Difference:
         row: of the second run.
         first, second: the figures, in the row's unit.
         kind: "better" and "worse" are of the second; "cannot tell": so few turns can show nothing, whatever they are.
-        change: the second figure by the first, less 1; of the medians of the turns.
+        change: the second figure by the first, less 1: of turns that alternated the median of the ratios of neighbours,
+            which is not the ratio of the two figures; else that of the medians of the turns.
         low, high: where 95 of 100 bootstrap samples have it.
-        noise: what the first shows against itself, at most, in 95 of 100 comparisons.
+        noise: what equals show against each other, at most, in 95 of 100 comparisons.
         chance: probability of such a difference in any row of the comparison, were there none.
         turns: of the first and of the second.
     """
@@ -159,7 +162,7 @@ def compare(first: Result, second: Result) -> Comparison:
     for which, row in mine.items():
         if (other := theirs.get(which)) is None:
             continue
-        if min(*_rounds(row), *_rounds(other)) <= 0:
+        if min(itertools.chain(_rounds(row), _rounds(other), *row.takes, *other.takes)) <= 0:
             skipped.append(f"{row.name} {row.path} {row.domains}: a figure that is not above 0 has no ratio")
         else:
             pairs.append((row, other))
@@ -180,10 +183,11 @@ def _differences(pairs: list[tuple[Row, Row]], *, paired: bool) -> list[Differen
         lots[len(_rounds(row)), len(_rounds(other))].append(index)
     found: dict[int, Difference] = {}
     for turns, indexes in lots.items():
-        first, second = (_logs([pairs[index][side] for index in indexes]) for side in (0, 1))
-        judge: Callable[[Floats, Floats], tuple[Tested, tuple[Floats, Floats, Floats], Floats]]
-        judge = _paired if paired and turns[0] == turns[1] else _apart
-        tested, (effect, low, high), noise = judge(first, second)
+        first, second = (_logs([_rounds(pairs[index][side]) for index in indexes]) for side in (0, 1))
+        if paired and turns[0] == turns[1]:
+            tested, (effect, low, high), noise = _paired(np.stack([_steps(*pairs[index]) for index in indexes], axis=1))
+        else:
+            tested, (effect, low, high), noise = _apart(first, second)
         for at, index in enumerate(indexes):
             row, other = pairs[index]
             chance = min(1.0, float(tested.among[at]) * len(lots))
@@ -194,13 +198,22 @@ def _differences(pairs: list[tuple[Row, Row]], *, paired: bool) -> list[Differen
     return [found[index] for index in sorted(found)]
 
 
-def _logs(rows: list[Row]) -> Floats:
-    return np.log(np.array([_rounds(row) for row in rows], dtype=np.float64)).T
+def _logs(figures: Sequence[tuple[float, ...]]) -> Floats:
+    return np.log(np.array(figures, dtype=np.float64)).T
 
 
-def _paired(first: Floats, second: Floats) -> tuple[Tested, tuple[Floats, Floats, Floats], Floats]:
-    differences = second - first
-    return (permutation.paired(differences), permutation.effect_paired(differences), permutation.noise_paired(first))
+def _steps(row: Row, other: Row) -> Floats:
+    """By turn, the logarithm of how many times the first's figure the second's is."""
+    counts = {len(takes) for takes in (*row.takes, *other.takes)}
+    if len(counts) == 1 and counts != {0} and len(row.takes) == len(other.takes) == len(_rounds(row)):
+        return permutation.step(_logs(row.takes).T, _logs(other.takes).T)
+    first, second = _logs([_rounds(row), _rounds(other)]).T
+    return np.asarray(second - first)
+
+
+def _paired(differences: Floats) -> tuple[Tested, tuple[Floats, Floats, Floats], Floats]:
+    return (permutation.paired(differences), permutation.effect_paired(differences),
+            permutation.noise_paired(differences))
 
 
 def _apart(first: Floats, second: Floats) -> tuple[Tested, tuple[Floats, Floats, Floats], Floats]:

@@ -7,7 +7,8 @@ as logarithms, since what is asked is how many times as fast.
 Two designs:
 
 paired  turns of A and B alternated. Were there no difference, either of two neighbours might have been the other, so
-        the sign of each turn's difference is tossed, in all ways (2 to the power of the turns).
+        the sign of each turn's difference is tossed, in all ways (2 to the power of the turns). Where the takes within
+        a turn alternated too, the turn's difference is the median of theirs (`step`).
 apart   A and B were measured one after the other. Were there no difference, any turn might have been of either, so
         the labels are shuffled, in all ways (C(a+b, a)).
 
@@ -58,6 +59,15 @@ class Tested:
     alone: Floats
     among: Floats
     least: float
+
+
+def step(first: Floats, second: Floats) -> Floats:
+    """One difference for each turn, of logarithms of takes that were next to each other: turns x takes.
+
+    Not the difference of the medians: a processor that is twice as fast for half of the takes moves a median far, and
+    the difference of neighbours hardly, since both are mostly on the same side of such a change.
+    """
+    return np.asarray(np.median(second - first, axis=1))
 
 
 def paired(differences: Floats) -> Tested:
@@ -139,17 +149,19 @@ def effect_apart(first: Floats, second: Floats) -> tuple[Floats, Floats, Floats]
     return (np.median(second, axis=0) - np.median(first, axis=0), *_bounds(medians[1] - medians[0]))
 
 
-def noise_paired(first: Floats) -> Floats:
-    """What A shows as an effect against itself, at most, in 95 of 100 comparisons of as many turns.
+def noise_paired(differences: Floats) -> Floats:
+    """What two equals show as an effect, at most, in 95 of 100 comparisons of as many turns that scatter as these do.
 
-    The differences are those of A's own neighbouring turns, each as likely one way as the other.
+    The turns' differences without their median, each as likely one way as the other. Not those of A's own turns, one
+    after the other, which hold all that the machine did between two turns; two neighbours do not.
     """
-    turns = len(first)
-    if turns < 2:
-        return np.full(first.shape[1], math.inf)
-    steps = np.diff(first, axis=0)
+    turns = len(differences)
+    if turns <= 3:
+        return np.full(differences.shape[1], math.inf)
+    # So few say little of how they scatter: wider by as much as Student's t is, and by what the median took with it.
+    left = (differences - np.median(differences, axis=0)) * math.sqrt(turns / (turns - 3))
     rng = np.random.default_rng(SEED)
-    drawn = steps[rng.integers(len(steps), size=(DRAWS, turns))] * rng.choice([-1.0, 1.0], size=(DRAWS, turns, 1))
+    drawn = left[rng.integers(turns, size=(DRAWS, turns))] * rng.choice([-1.0, 1.0], size=(DRAWS, turns, 1))
     return _highest(np.median(drawn, axis=1))
 
 

@@ -130,8 +130,8 @@ def test_two_commits_are_each_built_and_measured_in_turn(scratch: Scratch, tmp_p
     (scratch.root / "testbed/bench/names/fixed.py").write_text(FIXED.format(value=110.0))
     run = scratch.bench("fixed", "--against", "HEAD~1", "--turns", "2")
     assert run.returncode == 0, run.stderr
-    turns = re.findall(r"^turn (\d) of 2: (\w+) \.\.\.$", run.stderr, re.MULTILINE)
-    assert turns == [("1", "base"), ("1", "this"), ("2", "this"), ("2", "base")]
+    turns = re.findall(r"^turn (\d) of 2: (\w+) and (\w+) \.\.\.$", run.stderr, re.MULTILINE)
+    assert turns == [("1", "base", "this"), ("2", "this", "base")]
     assert "+10.0%" in run.stdout
     assert "cannot tell for 1 rows: 2 and 2 turns show nothing at a level of 1%; at least 8 in turn" in run.stdout
     assert f"this ({scratch.git('rev-parse', 'HEAD')[:10]}+) against base ({old[:10]})" in run.stdout
@@ -170,7 +170,7 @@ def test_interrupted_it_leaves_nothing(scratch: Scratch, tmp_path: Path, number:
     with subprocess.Popen(scratch.command("few", "--against", commit), cwd=scratch.root, env=scratch.environment,
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stderr is not None
-        while "turn 1 of 12: base" not in (line := run.stderr.readline()):
+        while "turn 1 of 12: base and this" not in (line := run.stderr.readline()):
             assert line, "it ended before that"
         run.send_signal(number)
         out, err = run.communicate(timeout=60)

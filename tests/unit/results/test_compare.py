@@ -5,6 +5,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from testbed.bench.rows import Result, Row
@@ -73,6 +74,64 @@ def test_noise_that_hides_a_tenth_says_so() -> None:
     (each,) = compare(*loud).differences
     assert each.kind == "no difference"
     assert each.blind
+
+
+def bistable(seed: int, takes: int, times: float, *, together: bool) -> Comparison:
+    """Twelve turns of two versions on a machine that is twice as fast at some times as at others, and stays so for ten
+    takes or so: `takes` in each turn of each version, next to those of the other or each version's in a row.
+
+    Each start of the programs has a luck of its own, of 2 %, and each take varies by 3 %.
+    """
+    rng = np.random.default_rng(seed)
+    figures = np.empty((2, 12, takes))
+    for turn in range(12):
+        slow = rng.random() < 0.5
+        luck = rng.normal(0, 0.02, size=2)
+        for at in range(2 * takes):
+            slow ^= rng.random() < (0.5 if at == takes and not together else 0.1)  # the other's start takes long
+            if together:
+                slot = at // 2
+                version = (at + slot + turn) % 2
+            else:
+                version, slot = (at // takes + turn) % 2, at % takes
+            figures[version, turn, slot] = 3600 * math.exp(luck[version] + rng.normal(0, 0.03)) * (2 if slow else 1)
+    figures[1] *= times
+    rows = [dataclasses.replace(row("rtt", "ns", np.median(each, axis=1).tolist()),
+                                takes=tuple(map(tuple, each.tolist())) if together else ()) for each in figures]
+    return compare(*(Result("none", HOST, (each,), session="one", quick=True) for each in rows))
+
+
+@pytest.mark.parametrize("times", [1.1, 1 / 1.1])
+def test_a_tenth_is_found_on_a_machine_of_two_speeds_where_takes_alternate(times: float) -> None:
+    found = [bistable(seed, 12, times, together=True).differences[0] for seed in range(100)]
+    assert sum(each.kind == ("worse" if times > 1 else "better") for each in found) >= 95
+    assert not any(each.blind for each in found)
+    assert all(each.change == pytest.approx(times - 1, abs=0.06) for each in found)
+
+
+def test_where_whole_runs_alternate_it_is_lost_and_said_to_be() -> None:
+    found = [bistable(seed, 2, 1.1, together=False).differences[0] for seed in range(100)]
+    assert sum(each.kind == "worse" for each in found) <= 25
+    assert sum(each.blind for each in found) >= 70
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_machine_of_two_speeds_makes_no_difference_of_equals(together: bool) -> None:
+    """Of 400, chance may call 4, and more than 11 less than once in a thousand times."""
+    found = [bistable(seed, 12 if together else 2, 1.0, together=together).differences[0] for seed in range(400)]
+    assert sum(each.kind != "no difference" for each in found) <= 11
+
+
+def test_takes_that_have_no_likes_are_not_compared_one_by_one() -> None:
+    """Benchmarks differ: what counts then are the figures of the turns."""
+    one, other = (row("rtt", "ns", [figure] * 12) for figure in (100.0, 120.0))
+    one, other = (dataclasses.replace(each, takes=((7.0,) * count,) * 12) for each, count in ((one, 3), (other, 4)))
+    (found,) = compare(*(Result("none", HOST, (each,), session="one") for each in (one, other))).differences
+    assert found.kind == "worse"
+    assert found.change == pytest.approx(0.2)
+    (found,) = compare(*(Result("none", HOST, (each,), session="one") for each in (one, one))).differences
+    assert found.kind == "no difference"
+    assert found.change == 0
 
 
 @pytest.mark.parametrize(("turns", "session"), [(turns_needed() - 1, "one"), (2, ""), (4, ""), (1, "")])

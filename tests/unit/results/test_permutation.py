@@ -131,9 +131,27 @@ def test_the_effect_and_its_bounds_hold_what_is_true() -> None:
     assert low[0] < effect[0] < high[0]
 
 
+def test_a_change_is_no_noise() -> None:
+    differences = np.random.default_rng(7).normal(0, 0.03, size=(12, 5))
+    assert permutation.noise_paired(differences + 1.0) == pytest.approx(permutation.noise_paired(differences))
+
+
+def test_the_noise_of_a_pair_holds_95_of_100_effects_of_equals() -> None:
+    rng = np.random.default_rng(8)
+    differences = rng.normal(0, 0.03, size=(12, 1000))
+    inside = np.abs(permutation.effect_paired(differences)[0]) <= permutation.noise_paired(differences)
+    assert 0.92 <= inside.mean() <= 0.99
+
+
+def test_a_step_is_that_of_neighbours_where_the_machine_is_twice_as_fast_at_times() -> None:
+    fast = np.array([[0.0, 0.0, 0.0, 0.7, 0.7, 0.7]])
+    change = np.array([[0.1, 0.1, 0.8, 0.1, 0.1, 0.1]])  # between the third two takes the machine changed
+    assert permutation.step(fast, fast + change) == pytest.approx(0.1)
+
+
 def test_the_noise_is_what_a_shows_against_itself() -> None:
     rng = np.random.default_rng(6)
-    quiet, loud = (permutation.noise_paired(rng.normal(0, spread, size=(12, 50))).mean() for spread in (0.01, 0.1))
+    quiet, loud = (permutation.noise_paired(rng.normal(0, spread, size=(12, 50))).mean() for spread in (0.014, 0.14))
     assert loud == pytest.approx(10 * quiet, rel=0.3)
     assert 0.005 < quiet < 0.02
     assert np.isinf(permutation.noise_paired(np.zeros((1, 1)))[0]), "one turn says nothing of noise"
