@@ -61,19 +61,29 @@ SEND = """        buffer = ffi.from_buffer(message)
         waiting = Deadline(timeout)
         while True:
             rc = lib.idc_msg_send("""
-#: Makes a round trip in which each end sends once longer by a tenth of itself. Each process finds out how long its own
-#: are, for the machine may be twice as fast a minute later. What reads the clock in a loop ends half a reading late.
+#: Makes a round trip in which each end sends once longer by a tenth of itself: by a loop that takes as long as a
+#: twentieth of it. Each process finds out how many times round that is once it is warm, and counts instead of looking
+#: at the clock, for the machine may be twice as fast a moment later, and the loop then is too.
 SLOW = """
 from time import perf_counter_ns as _now
 _sent = []
+def _spin(times):
+    for _ in times: pass
+def _timed(times):
+    found = []
+    for _ in range(50):
+        start = _now()
+        _spin(times)
+        found.append(_now() - start)
+    return sorted(found)[25]
 def _wait():
     global _wait
     _sent.append(_now())
-    if len(_sent) == 400:
-        part = sorted(two - one for one, two in zip(_sent, _sent[1:]))[200] // 20 - 30
-        def _wait():
-            end = _now() + part
-            while _now() < end: pass
+    if len(_sent) == 2500:
+        part = sorted(two - one for one, two in zip(_sent[2000:], _sent[2001:]))[250] / 20
+        none, many = _timed(range(0)), _timed(range(1000))
+        times = range(max(0, round((part - none / 2) / (many - none) * 1000)))
+        def _wait(): _spin(times)
 """
 
 
@@ -144,6 +154,39 @@ def test_two_commits_are_each_built_and_measured_in_turn(scratch: Scratch, tmp_p
     assert (this.host["dirty"], this.results[0].rounds) == (True, (110.0,) * 2)
     assert scratch.git("status", "--short") == "M testbed/bench/names/fixed.py"
     assert len(scratch.git("worktree", "list").splitlines()) == 1
+
+
+def test_of_both_runs_of_a_turn_one_that_fails_is_said_and_ends_the_other(scratch: Scratch) -> None:
+    path, measure = "testbed/bench/names/fixed.py", "def measure(setting, pace):\n"
+    text = FIXED.format(value=1.0)
+    long = "    import time\n    setting.baton.next()\n    time.sleep(600)\n"
+    commit = scratch.commit(path, text.replace(measure, measure + long))
+    fails = "    from testbed.bench.errors import BenchFailed\n    raise BenchFailed('no bench today')\n"
+    (scratch.root / path).write_text(text.replace(measure, measure + fails))
+    run = scratch.bench("fixed", "--against", commit, "--turns", "3")
+    assert run.returncode == 1
+    assert "this (this tree): `" in run.stderr
+    assert "no bench today" in run.stderr.splitlines()[-1]
+    assert "turn 2" not in run.stderr
+
+
+def test_takes_of_both_are_kept_and_a_base_from_before_runs_whole(scratch: Scratch, tmp_path: Path) -> None:
+    new = scratch.commit("testbed/bench/names/few.py", FEW)
+    for path in scratch.root.glob("testbed/**/*.py"):
+        path.write_text(path.read_text().replace("testbed.bench.baton", "testbed.bench.staff"))
+    (scratch.root / "testbed/bench/baton.py").rename(scratch.root / "testbed/bench/staff.py")
+    old = scratch.commit(".gitignore", "__pycache__\n*.so\n.old\n")
+    scratch.git("checkout", "--quiet", new)
+    note = "note: the base cannot take turns within a run yet: whole runs were alternated"
+    for commit, takes in ((new, 12), (old, 0)):
+        run = scratch.bench("few", "--against", commit, "--turns", "2")
+        assert run.returncode == 0, run.stderr
+        assert (note in run.stdout) == (takes == 0)
+        with Store(tmp_path / "data" / "bench.sqlite") as store:
+            for result in map(store.result, store.runs()[-2:]):
+                for row in result.results:
+                    assert len(row.rounds) == 2
+                    assert [len(each) for each in row.takes] == ([takes] * 2 if takes else [])
 
 
 def test_a_commit_that_does_not_build_is_one_clear_line(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
