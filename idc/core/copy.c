@@ -47,16 +47,10 @@ static void copy_sse2(void *dst, const void *src, uint64_t n)
 {
     uint8_t *d = dst;
     const uint8_t *s = src;
-    for (; n > 64; n -= 64, d += 64, s += 64) {
-        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)s);
-        __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(s + 16));
-        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(s + 32));
-        __m128i e = _mm_loadu_si128((const __m128i *)(const void *)(s + 48));
-        _mm_storeu_si128((__m128i *)(void *)d, a);
-        _mm_storeu_si128((__m128i *)(void *)(d + 16), b);
-        _mm_storeu_si128((__m128i *)(void *)(d + 32), c);
-        _mm_storeu_si128((__m128i *)(void *)(d + 48), e);
-    }
+    for (; n > 64; n -= 64, d += 64, s += 64)
+#pragma GCC unroll 4
+        for (int i = 0; i < 64; i += 16)
+            _mm_storeu_si128((__m128i *)(void *)(d + i), _mm_loadu_si128((const __m128i *)(const void *)(s + i)));
     copy_small(d, s, n);
 }
 
@@ -64,16 +58,10 @@ __attribute__((target("avx2"))) static void copy_avx2(void *dst, const void *src
 {
     uint8_t *d = dst;
     const uint8_t *s = src;
-    for (; n > 128; n -= 128, d += 128, s += 128) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)s);
-        __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(s + 32));
-        __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(s + 64));
-        __m256i e = _mm256_loadu_si256((const __m256i *)(const void *)(s + 96));
-        _mm256_storeu_si256((__m256i *)(void *)d, a);
-        _mm256_storeu_si256((__m256i *)(void *)(d + 32), b);
-        _mm256_storeu_si256((__m256i *)(void *)(d + 64), c);
-        _mm256_storeu_si256((__m256i *)(void *)(d + 96), e);
-    }
+    for (; n > 128; n -= 128, d += 128, s += 128)
+#pragma GCC unroll 4
+        for (int i = 0; i < 128; i += 32)
+            _mm256_storeu_si256((__m256i *)(void *)(d + i), _mm256_loadu_si256((const __m256i *)(const void *)(s + i)));
     copy_sse2(d, s, n);
 }
 #endif
@@ -160,10 +148,7 @@ static void choose(int only)
     free(area);
 }
 
-static void choose_all(void)
-{
-    choose(-1);
-}
+static void choose_all(void) { choose(-1); }
 
 void idc_copy_setup(void)
 {

@@ -95,7 +95,6 @@ struct idc_ring {
     uint64_t size, mask;                 /* slots or bytes; power of two */
     uint64_t pos, peer, notified;        /* my index; last good copy of the peer's; my index at the last notify */
     uint32_t slot_size, kind, role;
-    uint32_t touch;                      /* message consumer: last message went beyond its slot's first line */
     uint32_t does;                       /* 1: posts messages, 2: takes them; 0: neither, or it ended */
     int32_t ended;                       /* 0, or the result that ended this ring, for good */
     uint32_t reason;                     /* enum idc_reason, when ended is IDC_CORRUPT */

@@ -24,6 +24,7 @@ enum {
     RECHECK_NS = 100000000, /* the safety recheck */
     IN_FLIGHT_NS = 5000000, /* a doorbell this much behind its data was under way, not lost */
     SPIN_MOST_NS = 2000000, /* no wake-up is worth a longer spin */
+    SMALL = 64,             /* bytes of a message that are copied without a loop */
 };
 
 static inline uint64_t load_acquire(const uint64_t *word)
@@ -173,13 +174,6 @@ static inline uint32_t learned(uint32_t score, bool won)
     return score - (score > 0);
 }
 
-static inline void spin_won(struct idc_ring *r)
-{
-    if (r->spin_score < SCORE_MAX)
-        r->spin_score = learned(r->spin_score, true);
-    r->count.spins_won++;
-}
-
 /* How long a wait may poll, ns: as long as was said, or as two wake-ups cost where those are by way of a hypervisor. */
 static inline uint64_t patience(const struct idc_ring *r, int64_t spin_ns)
 {
@@ -261,5 +255,16 @@ static inline int ready_or_ended(struct idc_ring *r, uint64_t need)
             return rc;
     }
     return ring_end(r, IDC_PEER);
+}
+
+static inline int64_t publish(struct idc_ring *r, uint8_t *slot, uint64_t len)
+{
+    fault_point(r, IDC_AT_COPIED);
+    /* Release: the payload is complete before the word that says so. One store carries both halves. */
+    store_release((uint64_t *)(void *)slot, len << 32 | (uint32_t)(r->pos + 1));
+    r->pos++;
+    r->count.messages++;
+    r->count.bytes += len;
+    return (int64_t)len;
 }
 #endif

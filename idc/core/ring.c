@@ -9,9 +9,8 @@
 enum { PRODUCER_INDEX = 0, PRODUCER_EVENT = 64, CONSUMER_INDEX = 128, CONSUMER_EVENT = 192 };
 
 enum {
-    PIECE = 32768,       /* a large transfer publishes its progress in pieces, so that the other side works at the same time */
     OBSERVE_EVERY = 256, /* notifications without a doorbell between two copies of the counters for observers */
-    SMALL = 64,          /* bytes of a message that are copied without a loop */
+    PIECE = 32768,       /* a large transfer publishes its progress in pieces, so that the other side works at the same time */
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -157,17 +156,6 @@ int64_t idc_available(struct idc_ring *r)
 
 /* --- messages --- */
 
-static inline int64_t publish(struct idc_ring *r, uint8_t *slot, uint64_t len)
-{
-    fault_point(r, IDC_AT_COPIED);
-    /* Release: the payload is complete before the word that says so. One store carries both halves. */
-    store_release((uint64_t *)(void *)slot, len << 32 | (uint32_t)(r->pos + 1));
-    r->pos++;
-    r->count.messages++;
-    r->count.bytes += len;
-    return (int64_t)len;
-}
-
 int64_t idc_msg_post(struct idc_ring *r, const struct idc_part *parts, uint32_t n)
 {
     uint64_t len = 0, most = r->slot_size - SLOT_HEADER;
@@ -267,17 +255,6 @@ int64_t idc_msg_send_batch(struct idc_ring *r, const void *buf, const uint32_t *
     return sent > 0 ? sent : rc;
 }
 
-/* The message at hand was copied out. */
-static inline int64_t taken(struct idc_ring *r, uint32_t len)
-{
-    fault_point(r, IDC_AT_COPIED);
-    r->touch = len > LINE - SLOT_HEADER;
-    r->pos++;
-    r->count.messages++;
-    r->count.bytes += len;
-    return len;
-}
-
 /* Takes the next message without telling the producer yet. */
 static int64_t take(struct idc_ring *r, void *buf, uint64_t cap)
 {
@@ -295,7 +272,11 @@ static int64_t take(struct idc_ring *r, void *buf, uint64_t cap)
     if (len > cap)
         return IDC_TOOBIG;
     copy_bytes(buf, slot_at(r, r->pos) + SLOT_HEADER, len);
-    return taken(r, len);
+    fault_point(r, IDC_AT_COPIED);
+    r->pos++;
+    r->count.messages++;
+    r->count.bytes += len;
+    return len;
 }
 
 static int64_t take_waiting(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
@@ -322,6 +303,50 @@ static __attribute__((noinline)) int64_t recv_any(struct idc_ring *r, void *buf,
     return len < 0 ? len : took(r, len);
 }
 
+/* Polls for a small message as long as two sides that are awake need. What can be done before it comes is done before, and
+ * taken back if none comes; what is needed only then waits in memory, where no register has to be given back for it: these
+ * polls wait anyway, and each round trip pays for what follows them. */
+static __attribute__((noinline)) int64_t recv_polling(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns,
+                                                      int64_t timeout_ns)
+{
+    const volatile int64_t kept[] = {(int64_t)cap, spin_ns, timeout_ns, r->spin_score};
+    uint64_t next = r->pos + 1, most = r->slot_size - SLOT_HEADER < SMALL ? r->slot_size - SLOT_HEADER : SMALL, word;
+    const uint8_t *slot = slot_at(r, r->pos), *second = r->slot_size > LINE ? slot + LINE : slot;
+    most = most < cap ? most : cap;
+    if (r->count.suppressed % OBSERVE_EVERY == 0)
+        idc_observe(r);
+    r->spin_score = learned(r->spin_score, true);
+    r->count.spins_won++;
+    r->count.suppressed++;
+    r->count.messages++;
+    for (int polls = EAGER_POLLS; polls > 0; polls--) {
+        word = load_acquire((const uint64_t *)(const void *)slot);
+        if ((uint32_t)word == (uint32_t)next) {
+            uint64_t len = word >> 32, old = r->notified, *mine = r->mine;
+            if (len - 1 >= most)
+                break;
+            copy_small(buf, slot + SLOT_HEADER, len);
+            r->pos = r->notified = next;
+            r->count.bytes += len;
+            store_release(mine, next); /* as in took(), and then as in announce() */
+            full_fence();
+            if (__builtin_expect(load_relaxed(mine - (CONSUMER_INDEX - PRODUCER_EVENT) / 8) - old - 1 >= next - old, 1))
+                return (int64_t)len;
+            r->count.suppressed--;
+            int rc = ring_peer(r);
+            return rc == IDC_OK ? (int64_t)len : rc;
+        }
+        touch_line(second); /* it travels with the first line, not after it */
+        for (int i = 0; i < POLL_GAP; i++)
+            touch_line((const uint8_t *)r);
+    }
+    r->spin_score = (uint32_t)kept[3];
+    r->count.spins_won--;
+    r->count.suppressed--;
+    r->count.messages--;
+    return recv_any(r, buf, (uint64_t)kept[0], kept[1], kept[2]);
+}
+
 int64_t idc_msg_recv(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
 {
     /* As in idc_msg_send: nothing stands in the way of a small message that is there, or comes within a few polls. Whoever
@@ -330,28 +355,15 @@ int64_t idc_msg_recv(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_n
     if (r->does != TAKES || __builtin_expect(idc_fault_armed != 0, 0))
         return recv_any(r, buf, cap, spin_ns, timeout_ns);
     const uint8_t *slot = r->data + (pos & r->mask) * slot_size;
-    const uint64_t *word_at = (const uint64_t *)(const void *)slot;
-    uint32_t want = (uint32_t)(pos + 1);
-    uint64_t word = load_acquire(word_at);
-    if ((uint32_t)word != want) {
+    uint64_t word = load_acquire((const uint64_t *)(const void *)slot), len = word >> 32;
+    if ((uint32_t)word != (uint32_t)(pos + 1)) {
         if (timeout_ns == 0 || spin_ns == 0 || (spin_ns > 0 && r->spin_score < SCORE_SPIN))
             return recv_any(r, buf, cap, spin_ns, timeout_ns);
-        const uint8_t *second = r->touch != 0 ? slot + LINE : slot;
-        int polls = EAGER_POLLS;
-        while ((uint32_t)(word = load_acquire(word_at)) != want) {
-            touch_line(second); /* it travels with the first line, not after it */
-            for (int i = 0; i < POLL_GAP; i++)
-                touch_line((const uint8_t *)r);
-            if (--polls == 0)
-                return recv_any(r, buf, cap, spin_ns, timeout_ns);
-        }
-        spin_won(r);
+        return recv_polling(r, buf, cap, spin_ns, timeout_ns);
     }
-    uint64_t len = word >> 32;
     if (len - 1 >= SMALL || len > cap || len > slot_size - SLOT_HEADER)
         return recv_any(r, buf, cap, spin_ns, timeout_ns);
     copy_small(buf, slot + SLOT_HEADER, len);
-    r->touch = len > LINE - SLOT_HEADER;
     return passed(r, r->notified, pos + 1, len);
 }
 

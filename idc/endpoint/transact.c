@@ -96,8 +96,29 @@ static inline uint64_t now(const struct idc_engine *e)
     return traced(e) ? idc_now_ns() : 0;
 }
 
-static int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
+/* The slot of a ring's next message. */
+static inline uint8_t *next_slot(const struct idc_ring *r)
 {
+    return r->data + (r->pos & r->mask) * (uint64_t)r->slot_size;
+}
+
+/* Whether the next frame is there. No more than a look: whether the connection has ended, or the word is a bad one, says
+ * whoever looks closer. */
+static inline bool there(const struct idc_ring *r)
+{
+    return (uint32_t)load_acquire((const uint64_t *)(const void *)next_slot(r)) == (uint32_t)(r->pos + 1);
+}
+
+/* A frame with a small body takes a way with nothing in it, as a small message does (idc_msg_send). */
+static inline int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
+{
+    struct idc_ring *r = e->tx;
+    if (len <= SMALL && r->does == POSTS && len + sizeof head <= r->slot_size - SLOT_HEADER && known(r) > 0) {
+        uint8_t *slot = next_slot(r);
+        copy_small(slot + SLOT_HEADER + sizeof head, body, len);
+        memcpy(slot + SLOT_HEADER, &head, sizeof head);
+        return publish(r, slot, len + sizeof head);
+    }
     struct idc_part parts[2] = {{.base = &head, .len = sizeof head}, {.base = body, .len = len}};
     return idc_msg_post(e->tx, parts, 2);
 }
@@ -187,17 +208,51 @@ static int64_t handles(struct idc_engine *e, struct header head, const uint8_t *
     return rc < 0 ? rc : 1;
 }
 
-/* Receives one frame to `into`. 1: there is an event; 0: it is dealt with; or a negative result. */
-static int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, struct idc_event *event)
+/* Polls for a slot's word, if that pays, as long as two sides that are awake need. Whether it came. */
+static inline bool comes(struct idc_ring *r, const uint8_t *slot, uint32_t want, int64_t spin_ns)
 {
-    int64_t len = idc_msg_recv(e->rx, into, cap, 0, 0), done = 0;
+    if (spin_ns == 0 || (spin_ns > 0 && r->spin_score < SCORE_SPIN))
+        return false;
+    const uint8_t *second = r->slot_size > LINE ? slot + LINE : slot;
+    for (int polls = EAGER_POLLS; (uint32_t)load_acquire((const uint64_t *)(const void *)slot) != want;) {
+        touch_line(second); /* it travels with the first line, not after it */
+        for (int i = 0; i < POLL_GAP; i++)
+            touch_line((const uint8_t *)r);
+        if (--polls == 0)
+            return false;
+    }
+    r->spin_score = learned(r->spin_score, true);
+    r->count.spins_won++;
+    return true;
+}
+
+/* Copies the next frame to private memory: its length, or a negative result. That it was taken is announced by whoever
+ * asks for frames, once for all. */
+static inline int64_t receive(struct idc_ring *r, uint8_t *into, uint64_t cap)
+{
+    const uint8_t *slot = next_slot(r);
+    uint64_t word = load_acquire((const uint64_t *)(const void *)slot), len = word >> 32;
+    if (r->does != TAKES || (uint32_t)word != (uint32_t)(r->pos + 1) || len - sizeof(struct header) > SMALL
+        || len > r->slot_size - SLOT_HEADER || __builtin_expect(idc_fault_armed != 0, 0))
+        return idc_msg_recv(r, into, cap, 0, 0);
+    memcpy(into, slot + SLOT_HEADER, sizeof(struct header));
+    copy_small(into + sizeof(struct header), slot + SLOT_HEADER + sizeof(struct header), len - sizeof(struct header));
+    r->pos++;
+    r->count.messages++;
+    r->count.bytes += len;
+    store_release(r->mine, r->pos); /* the payload has been read before the producer may overwrite it */
+    return (int64_t)len;
+}
+
+/* Receives one frame to `into`. 1: there is an event; 0: it is dealt with; or a negative result. */
+static inline int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, struct idc_event *event)
+{
+    int64_t len = receive(e->rx, into, cap), done = 0;
     if (len < 0)
         return len;
     struct header head = {0};
-    *event = (struct idc_event){.kind = IDC_FRAME, .len = (uint64_t)len};
-    if (len < (int64_t)sizeof head)
-        return 1;
-    memcpy(&head, into, sizeof head);
+    if (len >= (int64_t)sizeof head)
+        memcpy(&head, into, sizeof head);
     uint64_t body = (uint64_t)len - sizeof head;
     if (head.flags == 0 && head.kind == REQUEST)
         done = handles(e, head, into + sizeof head, body);
@@ -205,6 +260,7 @@ static int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, struct id
         e->budget -= done > 0;
         return done < 0 ? done : 0;
     }
+    *event = (struct idc_event){.kind = IDC_FRAME, .len = (uint64_t)len};
     if (head.flags == 0 && head.kind == REPLY && completes(e, head, body, event)) {
         event->kind = IDC_COMPLETED;
         event->error = head.error;
@@ -219,7 +275,11 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
     uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
     uint32_t got = 0;
     int64_t rc = n == 0 || cap < longest ? IDC_EINVAL : IDC_OK;
-    while (rc >= 0 && got < n && cap - at >= longest && e->budget > 0) {
+    for (bool first = true; rc >= 0 && got < n && cap - at >= longest && e->budget > 0; first = false) {
+        if (!first && !there(e->rx)) {
+            rc = IDC_AGAIN;
+            break;
+        }
         /* Each slot can be submitted once more before its answer is taken; a frame that is taken is two moments. */
         if (traced(e) && e->moments_room - e->moments_count < 2 + e->count) {
             e->budget = 0;
@@ -232,6 +292,8 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
             got++;
         }
     }
+    int told = idc_notify(e->rx);
+    rc = told == IDC_OK ? rc : told;
     return got > 0 ? got : rc; /* what came before the end is delivered before the end; the next call finds that again */
 }
 
@@ -240,15 +302,17 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
 {
     int64_t rc;
     do {
-        rc = idc_engine_take(e, buf, cap, events, n);
-        if (rc != IDC_AGAIN || timeout_ns == 0)
-            break;
+        rc = IDC_OK;
         /* Answers are announced only now that there is no request left: one doorbell for all of them. The peer's quota
          * bounds how many can wait for it, and a peer that polls has seen them already. */
-        rc = idc_notify(e->tx);
+        if (timeout_ns != 0 && !there(e->rx)) {
+            rc = idc_notify(e->tx);
+            if (rc == IDC_OK && !comes(e->rx, next_slot(e->rx), (uint32_t)(e->rx->pos + 1), spin_ns))
+                rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);
+        }
         if (rc == IDC_OK)
-            rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);
-    } while (rc == IDC_OK);
+            rc = idc_engine_take(e, buf, cap, events, n);
+    } while (rc == IDC_AGAIN && timeout_ns != 0);
     int told = idc_notify(e->tx); /* nothing is left unannounced on the way out, whatever the reason for it */
     return rc != IDC_OK ? rc : told;
 }

@@ -21,18 +21,16 @@ static int begin(struct work *w, const struct idc_engine *e)
     return w->buf != NULL ? IDC_OK : IDC_EINVAL;
 }
 
-/* idc_engine_run until there are events, the budget is spent or the deadline has passed. Tries before it looks at the
- * clock, as loops.c does. */
+/* idc_engine_run until there are events, the budget is spent or the deadline has passed, which may be missed by WAIT_NS:
+ * as in loops.c, no look at the clock is part of a round trip. */
 static int64_t run(struct idc_engine *e, struct work *w, int64_t spin_ns, uint64_t deadline)
 {
-    int64_t rc = idc_engine_run(e, w->buf, w->cap, w->events, EVENTS, spin_ns, 0);
-    while (rc == IDC_AGAIN || (rc == IDC_INTR && spin_ns != 0)) {
-        uint64_t now = idc_now_ns();
-        if (now >= deadline)
-            return IDC_TIMEOUT;
-        rc = idc_engine_run(e, w->buf, w->cap, w->events, EVENTS, spin_ns, (int64_t)(deadline - now));
-    }
-    return rc;
+    enum { WAIT_NS = 50000000 };
+    int64_t rc;
+    do
+        rc = idc_engine_run(e, w->buf, w->cap, w->events, EVENTS, spin_ns, WAIT_NS);
+    while ((rc == IDC_TIMEOUT || (rc == IDC_INTR && spin_ns != 0)) && idc_now_ns() < deadline);
+    return rc == IDC_INTR && spin_ns != 0 ? IDC_TIMEOUT : rc;
 }
 
 int64_t idc_handle_echo(void *context, const void *parameters, uint64_t len, void *status, uint64_t room,

@@ -73,7 +73,7 @@ def test_messages_of_a_lane_under_a_sanitizer(tmp_path: Path, sanitizer: str) ->
     ("file", "old", "new"),
     [
         ("inner.h", "value, memory_order_release", "value, memory_order_relaxed"),
-        ("ring.c", "    /* Release: the payload is complete", "    r->data[0]++; /*"),
+        ("inner.h", "    /* Release: the payload is complete", "    r->data[0]++; /*"),
     ],
     ids=["publish without release", "write outside the protocol"],
 )
