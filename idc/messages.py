@@ -250,6 +250,9 @@ class MessageReceiver(Ring):
                 ns = max(end - time.monotonic_ns(), 1)
         if rc == 1:
             return [_unpack(self._many, self._lens[0])]
+        return self._taken(rc)
+
+    def _taken(self, rc: int) -> list[bytes]:
         lens = _unpack(self._lens, rc)
         whole = _unpack(self._many, sum(lens))
         at, messages = 0, []

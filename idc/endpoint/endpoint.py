@@ -148,6 +148,7 @@ class Endpoint:
         self.reason = ""
         self.connections = 0
         self._trace: EndpointTrace | None = None
+        self._flushed: Callable[[], None] | None = None  # what it is told, unless the carrier does
         self._port = port
         self._client = client
         self._resources = resources
@@ -185,7 +186,7 @@ class Endpoint:
         session, carrier = self._session, self._carrier
         if session is None or carrier is None or self.state is not _CONNECTED:
             return self._unconnected()
-        now = carrier.send if notify and self._trace is None else None
+        now = carrier.send if notify and self._flushed is None else None
         try:
             result = session.submit_transaction(parameters, done, ordered=ordered, post=now)
         except DisconnectedError as error:
@@ -215,8 +216,6 @@ class Endpoint:
             self._dirty = False  # all that was posted went with it
         elif self._dirty:
             self.notify()
-        if self._trace is not None:
-            self._trace.flushed()
         return result
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
@@ -224,7 +223,7 @@ class Endpoint:
         session, carrier = self._session, self._carrier
         if session is None or carrier is None or self.state is not _CONNECTED:
             return self._unconnected()
-        now = carrier.send if notify and self._trace is None else None
+        now = carrier.send if notify and self._flushed is None else None
         try:
             result = session.submit_message(body, done, post=now)
         except DisconnectedError as error:
@@ -285,8 +284,8 @@ class Endpoint:
             except DisconnectedError as error:
                 self._lost(error)
                 return
-            if self._trace is not None:
-                self._trace.flushed()
+            if self._flushed is not None:
+                self._flushed()
 
     @property
     def trace(self) -> EndpointTrace | None:
@@ -299,10 +298,10 @@ class Endpoint:
             self._trace.drain()
         self._trace = trace
         if self._session is not None:
-            self._session.trace = None if trace is None else trace.note
+            self._session.trace = self._flushed = None
+        if self._carrier is not None:
+            self._note(trace, self._carrier)
         if trace is not None:
-            if self._carrier is not None:
-                trace.connected(self._carrier)
             trace.state(self.state.value, self.reason)
 
     @property
@@ -472,8 +471,7 @@ class Endpoint:
             session.timed = carrier.trips.took
         self._inbox.clear()
         if self._trace is not None:
-            self._trace.connected(carrier)
-            session.trace = self._trace.note
+            self._note(self._trace, carrier)
         try:
             if carrier.capacity < needed:
                 raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
@@ -486,6 +484,14 @@ class Endpoint:
         except DisconnectedError as error:
             self._drop(str(error))
             self._hold_off()
+
+    def _note(self, trace: EndpointTrace | None, carrier: Carrier) -> None:
+        """The moments of a connection's frames go there from now on: by the carrier, or else by the session."""
+        if trace is not None:
+            trace.connected(carrier)
+        elsewhere = carrier.traced(trace)
+        if trace is not None and not elsewhere and self._session is not None:
+            self._session.trace, self._flushed = trace.note, trace.flushed
 
     def _post(self, frame: bytes, body: bytes = b"") -> None:
         carrier = self._carrier

@@ -350,6 +350,11 @@ class _EngineCarrier:
         with contextlib.suppress(DisconnectedError):
             self.flush()
 
+    def traced(self, trace: EndpointTrace | None) -> bool:
+        """See there."""
+        del trace
+        return False
+
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
         """See there. The core reads first, so whatever comes is left to `take`."""
         self.posted = False

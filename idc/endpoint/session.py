@@ -265,7 +265,8 @@ class Session:
         peer: what the peer accepts; nothing until its HELLO.
         held: received items that this side has not completed, also after the end.
         on_last: called, after the end, when the last of them is.
-        trace: is given the moment of each frame posted and received (see `idc.trace.hook`); None: nobody is.
+        trace: is given the moment of each frame posted and received (see `idc.trace.hook`); None: nobody is, or the
+            carrier sees to it.
         timed: is told how long a transaction took, ns, of one in eight; None: nobody is.
     """
 
@@ -325,14 +326,14 @@ class Session:
         free = slots.free
         if len(parameters) > self.peer.parameter_bytes or not free or slots.count - len(free) >= self.peer.requests:
             return self.submit_transaction(parameters, done, ordered=False)
+        if self.trace is not None:  # one that the carrier does not tell
+            return self.submit_transaction(parameters, done, ordered=False)
         slot = free.popleft()  # as `take`, with a call less
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = tag = slot.uses << 16 | slot.index
         slot.done, slot.answer = done, None
         timed = self.timed if not tag & _UNTIMED else None
         begun = monotonic_ns() if timed is not None else 0
-        if self.trace is not None:
-            self.trace((monotonic_ns(), _REQUEST, tag))
         try:
             taken = carrier.exchange(_pack(_REQUEST, 0, 0, tag), parameters, timeout)
         except BaseException:
@@ -348,8 +349,6 @@ class Session:
             if status is not None and len(status) <= most:
                 slot.done, slot.tag = None, -1
                 free.append(slot)
-                if self.trace is not None:
-                    self.trace((monotonic_ns(), RECEIVED + _REPLY, tag))
                 if timed is not None:
                     timed(monotonic_ns() - begun)
                 return status

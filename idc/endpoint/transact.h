@@ -77,10 +77,41 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
 int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
                        int64_t spin_ns, int64_t timeout_ns);
 
-/* Sends a frame in two pieces and waits for the next one, whatever it is: what a transaction is for who waits for its answer.
- * Its length, in `buf`; or a negative result. *posted: whether the frame went. */
-int64_t idc_transact_call(struct idc_ring *tx, struct idc_ring *rx, const void *head, uint64_t head_len, const void *body,
-                          uint64_t body_len, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns, int32_t *posted);
+/* Moments of a trace, as above, in a ring: one thread notes, and another may be the one that takes them out. `room` is a
+ * power of two and at least IDC_LOG_DUE_AT plus the frames of one idc_line_take. Nothing is noted over: see IDC_DUE. */
+struct idc_log {
+    uint64_t *moments;
+    uint64_t noted;          /* so many so far; stored with release */
+    uint64_t taken;          /* by who takes them out, the same */
+    uint32_t room;
+};
+enum { IDC_RUNG = 128, IDC_LOG_DUE_AT = 160, IDC_LOG_LONG_NS = 10000000 };
+/* Beside the core's results: moments are to be taken out now, since there are many, or old ones, or no room. Each function
+ * says what it has done before. */
+enum { IDC_DUE = -64 };
+
+/* One side of one connection, whose frames Python makes and judges. */
+struct idc_line {
+    struct idc_ring *tx, *rx;
+    struct idc_log *log;     /* NULL: nothing is traced */
+    void *buf;               /* for what idc_line_call receives */
+    uint64_t cap, got;       /* of it; and what it received where it returns IDC_DUE */
+    int64_t spin_ns;
+    int32_t posted;          /* whether the frame of idc_line_call went; its user's to clear */
+};
+
+/* As idc_msg_post_one. IDC_DUE: nothing was posted. */
+int64_t idc_line_post(struct idc_line *l, const void *frame, uint64_t len);
+/* As idc_notify. IDC_DUE: that was done. */
+int64_t idc_line_notify(struct idc_line *l);
+/* As idc_msg_recv_batch; n at most 64. IDC_DUE: nothing was taken. */
+int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
+                      int64_t timeout_ns);
+/* Sends a frame in two pieces, of which the first has the header, and waits for the next one, whatever it is: what a
+ * transaction is for who waits for its answer. Its length, in l->buf; or a negative result. IDC_DUE: if posted, then all was
+ * done, and l->got is the length; else nothing. */
+int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
+                      int64_t timeout_ns);
 
 /* cdef end */
 #endif

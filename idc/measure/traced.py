@@ -26,7 +26,6 @@ from typing import Any, Final
 
 from idc.trace import open_tracer
 from idc.trace.place import open_place
-from idc.transport.shared import SharedPort
 
 VARIANTS: Final = ("without", "off", "on")
 CHANNELS: Final = tuple(f"c{number}" for number in range(len(VARIANTS)))
@@ -34,9 +33,13 @@ CHANNELS: Final = tuple(f"c{number}" for number in range(len(VARIANTS)))
 SIZE: Final = 64
 #: A block that warms up is so many times as long.
 WARM: Final = 5
-COPIED: Final = ("idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking", "idc.endpoint.engine",
-                 "idc.measure.traced_loops")
-_CORE: Final = {f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")}
+COPIED: Final = ("idc.transport.shared", "idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking",
+                 "idc.endpoint.engine", "idc.measure.traced_loops")
+_CORE: Final = {
+    **{f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")},
+    **{f"idc_line_{name}": f"idc_untraced_line_{name}" for name in ("post", "call")}}
+#: What is asked before the trace is told something.
+_ASKED: Final = {"trace", "_trace", "_flushed"}
 
 
 class _Strip(ast.NodeTransformer):
@@ -56,7 +59,7 @@ class _Strip(ast.NodeTransformer):
         """See there."""
         self.generic_visit(node)
         asked = {each.attr for each in ast.walk(node.test) if isinstance(each, ast.Attribute)}
-        if self._variant == "without" and asked & {"trace", "_trace"}:
+        if self._variant == "without" and asked & _ASKED:
             self.stripped += 1
             return None
         return node
@@ -106,10 +109,6 @@ def _compiled(name: str, variant: str, cache: Path | None) -> tuple[int, types.C
     return made
 
 
-def _nothing() -> None:
-    """The region stays open: all channels are of it."""
-
-
 def main() -> None:
     """Near writes {variant: a list of samples for each block, in ns} and {"dropped": events} as JSON."""
     role, kind, outstanding, seed, blocks, count, cpu, cache, trace, link = sys.argv[1:]
@@ -125,7 +124,7 @@ def main() -> None:
         for variant, channel in zip(VARIANTS, channels, strict=True):
             loops = build(variant, None if cache == "-" else Path(cache))
             assert (loops.STRIPPED > 0) == (variant == "without")
-            made, port = getattr(loops, f"{kind.title()}{role.title()}"), SharedPort(region, channel, release=_nothing)
+            made, port = getattr(loops, f"{kind.title()}{role.title()}"), loops.port(region, channel)
             logs = tracer if variant == "on" else None
             ends[variant] = made(port, logs, int(outstanding)) if role == "near" else made(port, logs)
         found: dict[str, list[list[int]]] = {variant: [] for variant in VARIANTS}

@@ -11,12 +11,13 @@ from idc.endpoint.blocking import Caller
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.engine import Engine
 from idc.endpoint.frames import Quotas
+from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
     from idc.endpoint.session import IncomingMessage, IncomingTransaction
+    from idc.region import Region
     from idc.trace import Tracer
     from idc.transport.base import Port
-    from idc.transport.shared import SharedPort
 
 _QUOTAS: Final = Quotas(requests=64, messages=4, parameter_bytes=200, status_bytes=200)
 
@@ -39,6 +40,11 @@ class Far(Protocol):
 
     def close(self) -> None:
         """See `Near`."""
+
+
+def port(region: Region, channel: str) -> SharedPort:
+    """Of this variant's own kind. The region stays open: all channels are of it."""
+    return SharedPort(region, channel, release=lambda: None)
 
 
 class _Echo(Client):

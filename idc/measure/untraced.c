@@ -9,5 +9,8 @@
 #define idc_engine_answered idc_untraced_answered
 #define idc_engine_take idc_untraced_take
 #define idc_engine_run idc_untraced_run
-#define idc_transact_call idc_untraced_transact_call
+#define idc_line_post idc_untraced_line_post
+#define idc_line_notify idc_untraced_line_notify
+#define idc_line_take idc_untraced_line_take
+#define idc_line_call idc_untraced_line_call
 #include "../endpoint/transact.c"

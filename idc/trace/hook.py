@@ -4,7 +4,7 @@ An endpoint's `trace` is None or one of these. On the path of a transaction a mo
 moments become one event, once the peer was woken or nothing came. What they mean is worked out by who reads it. A flow
 joins what both ends log of one submission: both derive it from what identifies the connection at either end
 (`Carrier.flows`, in the CONNECT event), the tag and the frame's kind; no frame says more for it.
-Depends on idc.trace.events.
+Depends on idc._core and idc.trace.events.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from array import array
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
+from idc._core import ffi, lib
 from idc.trace.events import FLOWS, NAME_BYTES, Kind, Type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from idc._core import Pointer
     from idc.trace.events import TraceEvent
     from idc.trace.tracer import Tracer
     from idc.transport.base import Carrier, Rings
@@ -38,6 +40,8 @@ MOMENT: Final = struct.Struct("<QQQ")
 #: Moments of one event, of which the payload has room for 170, and for how long they may come together, ns.
 MANY: Final = 160
 LONG: Final = 10_000_000
+#: Moments that an endpoint's core can hold: a frame more than these would wait for them to be logged.
+ROOM: Final = 256
 _BEGIN, _END = int(Type.BEGIN), int(Type.END)
 #: Kind of a moment to (type, kind, frame's kind of what was submitted, whose flow: 0 own, 1 peer's).
 _MEANS: Final[dict[int, tuple[int, int, int, int]]] = {
@@ -82,7 +86,17 @@ class EndpointTrace:
         self._rung = 0
         self._state = ""
         self._moments: list[int] = []
+        self._log = ffi.NULL
+        self._log_memory = ffi.NULL
         self.note: Callable[[tuple[int, int, int]], None] = self._moments.extend
+
+    @property
+    def log(self) -> Pointer:
+        """A `struct idc_log` (idc/endpoint/transact.h), for who notes moments in the core; `drain` logs them."""
+        if self._log == ffi.NULL:
+            self._log_memory = ffi.new("uint64_t[]", 3 * ROOM)
+            self._log = ffi.new("struct idc_log *", {"moments": self._log_memory, "room": ROOM})
+        return self._log
 
     def connected(self, carrier: Carrier) -> None:
         """A connection begins: what its flows are derived from."""
@@ -117,14 +131,32 @@ class EndpointTrace:
         """Log moments that the core has noted, which are as in the payload."""
         with self._tracer.lock:
             self.drain()  # those before
-            if (shift := self._tracer.shift) != 0:
-                moments = memoryview(b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
-                                              MOMENT.iter_unpack(moments)))
-            for at in range(0, len(moments), MANY * MOMENT.size):
-                self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", moments[at:at + MANY * MOMENT.size])
+            self._add(moments)
+
+    def _add(self, moments: memoryview) -> None:
+        if (shift := self._tracer.shift) != 0:
+            moments = memoryview(b"".join(MOMENT.pack(time + shift, kind, tag) for time, kind, tag in
+                                          MOMENT.iter_unpack(moments)))
+        for at in range(0, len(moments), MANY * MOMENT.size):
+            self._tracer.log(Type.INSTANT, Kind.MOMENTS, self._lane, b"", moments[at:at + MANY * MOMENT.size])
+
+    def _drain_log(self) -> None:
+        """What the core has noted, also while it goes on: whoever uses the endpoint may be in another thread."""
+        log = self._log
+        with self._tracer.lock:
+            taken, noted = log.taken, lib.idc_load64(ffi.addressof(log, "noted"))
+            whole = memoryview(ffi.buffer(self._log_memory))
+            while taken < noted:
+                at = taken % ROOM
+                count = min(noted - taken, ROOM - at)
+                self._add(whole[at * MOMENT.size:(at + count) * MOMENT.size])
+                taken += count
+                lib.idc_store64(ffi.addressof(log, "taken"), taken)
 
     def drain(self) -> None:
         """Log the moments noted so far."""
+        if self._log != ffi.NULL:
+            self._drain_log()
         if not self._moments:
             return
         with self._tracer.lock:  # a tracer that is closed drains too, in whatever thread

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from idc.observed import Trips
     from idc.region import Region
+    from idc.trace.hook import EndpointTrace
 
     #: All of a frame; or its first 8 bytes and the rest, apart, where that is long and a carrier need not join the two.
     Frame = bytes | tuple[bytes, bytes]
@@ -100,6 +101,9 @@ class Carrier(Protocol):
 
         What the peer had sent is delivered before the DisconnectedError that says it is over.
         """
+
+    def traced(self, trace: EndpointTrace | None) -> bool:
+        """From now on note the moments of frames there, None: no more. Whether it does, or leaves it to who uses it."""
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
         """`send`, then `take` of at most one frame, in as few steps as can be: for who waits for an answer.

@@ -18,6 +18,8 @@ from idc.transport.base import NO_MASKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc.trace.hook import EndpointTrace
+
 #: Frames of each direction, and bytes of a frame, unless asked for otherwise.
 FRAMES: Final = 1024
 FRAME_BYTES: Final = 1 << 16
@@ -70,6 +72,11 @@ class LocalCarrier:
         """See there."""
         self.post(frame, body)
         self.flush()
+
+    def traced(self, trace: EndpointTrace | None) -> bool:
+        """See there."""
+        del trace
+        return False
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
         """See there."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from idc.region import Region
+    from idc.trace.hook import EndpointTrace
 
 #: Seconds for which a closed side waits for the peer to notice before it opens again: opening wipes what is unread.
 LINGER = 0.1
@@ -31,7 +32,9 @@ SLOT_HEADER = 8
 BATCH = 64
 #: What a full ring means.
 FULL = "the peer does not take what it has asked for: the ring is full"
-_call, _post_one, _unpack = lib.idc_transact_call, lib.idc_msg_post_one, ffi.unpack
+_call, _post, _unpack = lib.idc_line_call, lib.idc_line_post, ffi.unpack
+_line_take, _notify = lib.idc_line_take, lib.idc_line_notify
+_AGAIN, _TIMEOUT, _INTR, _DUE = lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_DUE
 
 
 class SharedCarrier:
@@ -50,14 +53,17 @@ class SharedCarrier:
         self.flows = channel.flows
         self.trips = channel.trips
         self.channel = channel
-        self.flush = channel.sender.flush
+        self.flush: Callable[[], None] = channel.sender.flush
         self._sender, self._receiver = channel.sender, channel.receiver
         self._tx, self._rx = channel.sender._ring, channel.receiver._ring
-        self._posted = ffi.new("int32_t *")
         self._room = ffi.new("char[]", self.frame_bytes)
+        self._line = ffi.new("struct idc_line *", {"tx": self._tx, "rx": self._rx, "buf": self._room,
+                                                   "cap": self.frame_bytes})
+        self._trace: EndpointTrace | None = None
         self._take = channel.receiver.take_batch
         self._most = min(BATCH, self.capacity)
-        # Whoever traces looks often. A part of the ring's own memory, which lives as long as that is held.
+        self._met = False
+        # A part of the ring's own memory, which lives as long as that is held.
         self.rings = self._tx.count
         self.closed = False
         self.closed_at = 0.0
@@ -67,10 +73,14 @@ class SharedCarrier:
         """See there. A full ring is the peer's fault: honest quotas leave room for every frame."""
         if body:
             frame = frame + body
-        if self.closed or _post_one(self._tx, frame, len(frame)) < 0:
+        if self.closed or _post(self._line, frame, len(frame)) < 0:
             self._refused(frame)
 
     def _refused(self, frame: bytes) -> None:
+        if self._trace is not None and not self.closed:
+            self._trace.drain()  # there was no room for the moment
+            if _post(self._line, frame, len(frame)) >= 0:
+                return
         if not self._sender.post(frame):  # which says why, if it is not the peer's fault
             raise ProtocolError(FULL)
 
@@ -86,23 +96,68 @@ class SharedCarrier:
             self._sender.flush()  # which says so
         if type(body) is not bytes:
             body = bytes(body)
-        posted = self._posted
-        rc = _call(self._tx, self._rx, frame, len(frame), body, len(body), self._room, self.frame_bytes,
-                   self._receiver._spin_ns, int(timeout * 1e9), posted)
+        line = self._line
+        rc = _call(line, frame, len(frame), body, len(body), int(timeout * 1e9))
         if rc >= 0:
-            posted[0] = 0
+            line.posted = 0
             return (_unpack(self._room, rc),)
-        if rc == lib.IDC_AGAIN and not posted[0]:
+        if rc == _DUE and self._trace is not None:
+            taken = (_unpack(self._room, line.got),) if line.posted else ()
+            line.posted = 0
+            self._trace.drain()
+            return taken or self.exchange(frame, body, timeout)
+        if rc == _AGAIN and not line.posted:
             raise ProtocolError(FULL)
-        if rc == lib.IDC_EINVAL or not posted[0]:
+        if rc == lib.IDC_EINVAL or not line.posted:
             raise self._sender._fail(rc)
-        posted[0] = 0
+        line.posted = 0
         return ()
 
     @property
     def posted(self) -> bool:
         """See there."""
-        return bool(self._posted[0])
+        return bool(self._line.posted)
+
+    def traced(self, trace: EndpointTrace | None) -> bool:
+        """See there: the core does."""
+        self._trace = trace
+        if trace is None:
+            self._line.log = ffi.NULL
+            self.flush, self._take = self._sender.flush, self._receiver.take_batch
+        else:
+            self._line.log = trace.log
+            self.flush, self._take = self._flush_traced, self._take_traced
+        return True
+
+    def _flush_traced(self) -> None:
+        if self.closed or (rc := _notify(self._line)) not in (lib.IDC_OK, _DUE):
+            self._sender.flush()  # which says why
+        elif rc == _DUE and self._trace is not None:
+            self._trace.drain()
+
+    def _take_traced(self, most: int, timeout: float | None) -> list[bytes]:
+        """As `take_batch`; what came with HELLO, after the connection has begun for the trace too."""
+        trace, receiver = self._trace, self._receiver
+        if self.closed or trace is None:
+            return receiver.take_batch(most, timeout)  # which says so
+        if not self._met:
+            most = 1
+        if most > receiver._batch:
+            receiver._make_batch(most)
+        ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
+        end = time.monotonic_ns() + ns if ns > 0 else 0
+        while (rc := _line_take(self._line, receiver._many, receiver._room, receiver._lens, most, receiver._spin_ns,
+                                ns)) <= 0:
+            if rc in (_AGAIN, _TIMEOUT):
+                return []
+            if rc == _DUE:
+                trace.drain()
+            elif rc != _INTR:
+                raise receiver._fail(rc)
+            if ns > 0:
+                ns = max(end - time.monotonic_ns(), 1)
+        self._met = True
+        return receiver._taken(rc)
 
     def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
         """See there. At most `most` frames."""
@@ -110,6 +165,11 @@ class SharedCarrier:
             return self._take(min(self._most, most), timeout)
         except TooBigError as error:
             raise ProtocolError(str(error)) from error
+
+    def spin(self, seconds: float) -> None:
+        """How long it polls before it sleeps, from now on."""
+        self._sender.spin = self._receiver.spin = seconds
+        self._line.spin_ns = self._receiver._spin_ns
 
     def arm(self) -> bool:
         """See there."""
@@ -191,7 +251,7 @@ class SharedPort:
     def spin(self, seconds: float) -> None:
         self._spin = seconds
         if self._current is not None and not self._current.closed:
-            self._current.channel.sender.spin = self._current.channel.receiver.spin = seconds
+            self._current.spin(seconds)
 
     def look(self) -> bool:
         """See there. Opens this side, so that the other one sees it.
@@ -216,10 +276,10 @@ class SharedPort:
         if self._channel is None or not self._channel.advance():
             return None
         channel, self._channel = self._channel, None
-        channel.sender.spin = channel.receiver.spin = self._spin
         if self._current is not None:
             self._masked += self._current.masking.times
         self._current = SharedCarrier(channel)
+        self._current.spin(self._spin)
         return self._current
 
     def wait(self, timeout: float) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from idc.errors import DisconnectedError
+    from idc.trace.hook import EndpointTrace
     from idc.transport.base import Frame
 
 # Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
@@ -144,6 +145,11 @@ class TcpCarrier:
             raise self.refused(rc)
         if self.wire.unsent:
             self.lend(body)
+
+    def traced(self, trace: EndpointTrace | None) -> bool:
+        """See there."""
+        del trace
+        return False
 
     def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
         """See there."""
