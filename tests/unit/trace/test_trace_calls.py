@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from support import LocalRegion
+from support import local_region
 
 from idc.endpoint import Client, Endpoint, IncomingTransaction, Quotas, Resources
 from idc.endpoint.blocking import Caller
@@ -18,7 +18,10 @@ from idc.trace.store import read
 from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from support import LocalRegion
 
     from idc.trace.events import TraceEvent
 
@@ -32,6 +35,12 @@ class Echo(Client):
         transaction.complete(transaction.parameters, error=7 if transaction.parameters[0] % 3 == 2 else 0)
 
 
+@pytest.fixture
+def region() -> Iterator[LocalRegion]:
+    with local_region([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 1024 * 256, 256)]) as made:
+        yield made
+
+
 def listed(path: Path) -> list[TraceEvent]:
     (file,) = path.glob("*.idctrace")
     return list(read(file).events())
@@ -42,12 +51,11 @@ def flows(events: list[TraceEvent], kind: Kind) -> list[int]:
 
 
 @pytest.mark.parametrize("flushing", [False, True])
-def test_every_call_is_listed_in_order(tmp_path: Path, flushing: bool) -> None:
-    region = LocalRegion([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 64 * 256, 256)])
+def test_every_call_is_listed_in_order(tmp_path: Path, region: LocalRegion, flushing: bool) -> None:
     tracers = [file_tracer(name, tmp_path / name) for name in ("front", "back")]
     quotas = Quotas(parameter_bytes=64, status_bytes=64)
-    caller = Caller(SharedPort(region.member(0), "calls"), Resources(quotas))
-    back = Endpoint(SharedPort(region.member(1), "calls"), Echo(), Resources(quotas))
+    caller = Caller(SharedPort(region.join(0), "calls"), Resources(quotas))
+    back = Endpoint(SharedPort(region.join(1), "calls"), Echo(), Resources(quotas))
     caller.endpoint.trace, back.trace = (tracer.endpoint("echo") for tracer in tracers)
     stop = threading.Event()
 
@@ -84,7 +92,8 @@ def test_every_call_is_listed_in_order(tmp_path: Path, flushing: bool) -> None:
     assert len(set(submitted)) == COUNT
     assert submitted == flows(front, Kind.COMPLETE) == flows(other, Kind.HANDLE) == flows(other, Kind.ANSWER)
     for events in (front, other):
-        moments = [event.time for event in events if event.kind in (Kind.SUBMIT, Kind.HANDLE, Kind.ANSWER, Kind.COMPLETE)]
+        moments = [event.time for event in events
+                   if event.kind in (Kind.SUBMIT, Kind.HANDLE, Kind.ANSWER, Kind.COMPLETE)]
         assert moments == sorted(moments)
     for first, second in ((front, other), (other, front)):  # one clock here: nothing comes before it was sent
         sent = {event.flow: event.time for event in first if event.kind in (Kind.SUBMIT, Kind.ANSWER)}
@@ -94,14 +103,13 @@ def test_every_call_is_listed_in_order(tmp_path: Path, flushing: bool) -> None:
     assert tracing.index(Kind.CONNECT) < tracing.index(Kind.SUBMIT)
 
 
-def test_what_came_with_hello_is_named_by_its_own_connection(tmp_path: Path) -> None:
-    region = LocalRegion([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 64 * 256, 256)])
+def test_what_came_with_hello_is_named_by_its_own_connection(tmp_path: Path, region: LocalRegion) -> None:
     tracer = file_tracer("back", tmp_path)
     quotas = Quotas(parameter_bytes=64, status_bytes=64)
-    back = Endpoint(SharedPort(region.member(1), "calls"), Echo(), Resources(quotas))
+    back = Endpoint(SharedPort(region.join(1), "calls"), Echo(), Resources(quotas))
     back.trace = tracer.endpoint("echo")
     for _ in range(2):
-        front = Endpoint(SharedPort(region.member(0), "calls"), Client(), Resources(quotas))
+        front = Endpoint(SharedPort(region.join(0), "calls"), Client(), Resources(quotas))
         told: list[object] = []
         while front.submit_transaction(b"1", told.append).value != "ok":
             front.pump()
@@ -120,12 +128,11 @@ def test_what_came_with_hello_is_named_by_its_own_connection(tmp_path: Path) -> 
     assert len({event.flow for event in events if event.kind == Kind.HANDLE}) == 2
 
 
-def test_many_at_once_find_room_for_their_moments(tmp_path: Path) -> None:
+def test_many_at_once_find_room_for_their_moments(tmp_path: Path, region: LocalRegion) -> None:
     """More than the core holds: it says so, and none is noted over another."""
-    region = LocalRegion([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 1024 * 256, 256)])
     tracers = [file_tracer(name, tmp_path / name) for name in ("front", "back")]
     quotas = Quotas(requests=400, parameter_bytes=64, status_bytes=64)
-    front, back = (Endpoint(SharedPort(region.member(side), "calls"), Echo(), Resources(quotas, requests=400))
+    front, back = (Endpoint(SharedPort(region.join(side), "calls"), Echo(), Resources(quotas, requests=400))
                    for side in (0, 1))
     for end, tracer in zip((front, back), tracers, strict=True):
         end.trace = tracer.endpoint("echo")
@@ -148,8 +155,7 @@ def test_many_at_once_find_room_for_their_moments(tmp_path: Path) -> None:
     assert flows(ours, Kind.COMPLETE) == flows(ours, Kind.SUBMIT)
 
 
-def test_a_call_whose_connection_ends_was_submitted_and_no_more(tmp_path: Path) -> None:
-    region = LocalRegion([ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 64 * 256, 256)])
+def test_a_call_whose_connection_ends_was_submitted_and_no_more(tmp_path: Path, region: LocalRegion) -> None:
     tracer = file_tracer("front", tmp_path)
     quotas = Quotas(parameter_bytes=64, status_bytes=64)
 
@@ -157,9 +163,9 @@ def test_a_call_whose_connection_ends_was_submitted_and_no_more(tmp_path: Path) 
         def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
             endpoint.disconnect("enough")
 
-    caller = Caller(SharedPort(region.member(0), "calls"), Resources(quotas))
+    caller = Caller(SharedPort(region.join(0), "calls"), Resources(quotas))
     caller.endpoint.trace = tracer.endpoint("echo")
-    back = Endpoint(SharedPort(region.member(1), "calls"), Leaving(), Resources(quotas))
+    back = Endpoint(SharedPort(region.join(1), "calls"), Leaving(), Resources(quotas))
     stop = threading.Event()
     thread = threading.Thread(target=lambda: [back.pump(0.01) for _ in iter(stop.is_set, True)])
     thread.start()
