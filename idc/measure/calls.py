@@ -41,6 +41,8 @@ TCP, STREAM = "idc-tcp", "stream"
 QUOTAS = Quotas(requests=64, messages=4, parameter_bytes=200, status_bytes=200)
 #: The same over TCP, where frames may be long.
 LONG = Quotas(requests=64, messages=16, parameter_bytes=1 << 20, status_bytes=1 << 20)
+#: A stream's, over TCP: with pieces of 64 KiB as much may be under way as fits into the buffers of a plain socket.
+DEEP = Quotas(requests=0, messages=64, parameter_bytes=1 << 20, status_bytes=0)
 
 
 class Server(Client):
@@ -89,7 +91,7 @@ class CallCommands(Timing):
             else:
                 port = listen_port(address) if role == "far" else dial_port(address)
             if name == STREAM:
-                self._stream = Stream(port, Resources(LONG, requests=0))
+                self._stream = Stream(port, Resources(DEEP, requests=0, messages=DEEP.messages))
                 self._stream.connect(self._limit)
                 return {}
             client = Server()
