@@ -319,7 +319,8 @@ static __attribute__((noinline)) int64_t recv_polling(struct idc_ring *r, void *
     r->count.spins_won++;
     r->count.suppressed++;
     r->count.messages++;
-    for (int polls = EAGER_POLLS; polls > 0; polls--) {
+    int polls = EAGER_POLLS;
+    for (; polls > 0; polls--) {
         word = load_acquire((const uint64_t *)(const void *)slot);
         if ((uint32_t)word == (uint32_t)next) {
             uint64_t len = word >> 32, old = r->notified, *mine = r->mine;
@@ -340,8 +341,10 @@ static __attribute__((noinline)) int64_t recv_polling(struct idc_ring *r, void *
         for (int i = 0; i < POLL_GAP; i++)
             touch_line((const uint8_t *)r);
     }
-    r->spin_score = (uint32_t)kept[3];
-    r->count.spins_won--;
+    if (polls == 0) { /* else something came, which is not small: that polling paid stands */
+        r->spin_score = (uint32_t)kept[3];
+        r->count.spins_won--;
+    }
     r->count.suppressed--;
     r->count.messages--;
     return recv_any(r, buf, (uint64_t)kept[0], kept[1], kept[2]);
@@ -349,8 +352,7 @@ static __attribute__((noinline)) int64_t recv_polling(struct idc_ring *r, void *
 
 int64_t idc_msg_recv(struct idc_ring *r, void *buf, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
 {
-    /* As in idc_msg_send: nothing stands in the way of a small message that is there, or comes within a few polls. Whoever
-     * looks closer finds out why, if not. */
+    /* As in idc_msg_send. Whoever looks closer finds out why, if nothing is there, or nothing small. */
     uint64_t pos = r->pos, slot_size = r->slot_size;
     if (r->does != TAKES || __builtin_expect(idc_fault_armed != 0, 0))
         return recv_any(r, buf, cap, spin_ns, timeout_ns);

@@ -23,9 +23,7 @@ enum {
     FAR_YIELD_NS = 500000,       /* the same for a peer on another machine, which needs none of this one's CPUs */
 };
 
-int idc_pause_is_cheap = 1;
-int idc_mfence_is_cheap;
-int idc_cpus = 1;
+int idc_pause_is_cheap = 1, idc_mfence_is_cheap, idc_cpus = 1;
 _Atomic uint64_t idc_wake_ns;
 
 uint64_t idc_now_ns(void)

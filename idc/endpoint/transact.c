@@ -270,19 +270,23 @@ static inline int64_t next(struct idc_engine *e, uint8_t *into, uint64_t cap, st
     return 1;
 }
 
+/* Whether there is room for what a frame makes. Each slot can be submitted once more before its answer is taken; a frame that is
+ * taken is two moments. */
+static inline bool able(struct idc_engine *e)
+{
+    if (traced(e) && e->moments_room - e->moments_count < 2 + e->count)
+        e->budget = 0;
+    return e->budget > 0;
+}
+
 int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n)
 {
     uint64_t at = 0, longest = e->rx->slot_size - SLOT_HEADER;
     uint32_t got = 0;
     int64_t rc = n == 0 || cap < longest ? IDC_EINVAL : IDC_OK;
-    for (bool first = true; rc >= 0 && got < n && cap - at >= longest && e->budget > 0; first = false) {
+    for (bool first = true; rc >= 0 && got < n && cap - at >= longest && able(e); first = false) {
         if (!first && !there(e->rx)) {
             rc = IDC_AGAIN;
-            break;
-        }
-        /* Each slot can be submitted once more before its answer is taken; a frame that is taken is two moments. */
-        if (traced(e) && e->moments_room - e->moments_count < 2 + e->count) {
-            e->budget = 0;
             break;
         }
         rc = next(e, (uint8_t *)buf + at, longest, &events[got]);
@@ -305,7 +309,7 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
         rc = IDC_OK;
         /* Answers are announced only now that there is no request left: one doorbell for all of them. The peer's quota
          * bounds how many can wait for it, and a peer that polls has seen them already. */
-        if (timeout_ns != 0 && !there(e->rx)) {
+        if (timeout_ns != 0 && !there(e->rx) && able(e) && n > 0 && cap >= e->rx->slot_size - SLOT_HEADER) {
             rc = idc_notify(e->tx);
             if (rc == IDC_OK && !comes(e->rx, next_slot(e->rx), (uint32_t)(e->rx->pos + 1), spin_ns))
                 rc = idc_wait(e->rx, 1, spin_ns, timeout_ns);

@@ -21,8 +21,8 @@ static int begin(struct work *w, const struct idc_engine *e)
     return w->buf != NULL ? IDC_OK : IDC_EINVAL;
 }
 
-/* idc_engine_run until there are events, the budget is spent or the deadline has passed, which may be missed by WAIT_NS:
- * as in loops.c, no look at the clock is part of a round trip. */
+/* idc_engine_run until there are events, the budget is spent or the deadline has passed, which is looked at when nothing has come
+ * for WAIT_NS: as in loops.c, the clock is no part of a round trip. */
 static int64_t run(struct idc_engine *e, struct work *w, int64_t spin_ns, uint64_t deadline)
 {
     enum { WAIT_NS = 50000000 };
