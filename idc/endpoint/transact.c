@@ -323,9 +323,10 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
 
 /* -- frames that Python makes and judges */
 
-static inline bool logs(const struct idc_line *l)
+/* Read once in each call: it may be set, or taken away, by another thread meanwhile. */
+static inline struct idc_log *log_of(const struct idc_line *l)
 {
-    return IDC_TRACED && l->log != NULL;
+    return IDC_TRACED ? l->log : NULL;
 }
 
 static inline uint64_t unlogged(const struct idc_log *log)
@@ -334,9 +335,9 @@ static inline uint64_t unlogged(const struct idc_log *log)
 }
 
 /* Whether `n` moments more find room. */
-static inline bool room_for(const struct idc_line *l, uint64_t n)
+static inline bool room_for(const struct idc_log *log, uint64_t n)
 {
-    return !logs(l) || l->log->room - unlogged(l->log) >= n;
+    return log == NULL || log->room - unlogged(log) >= n;
 }
 
 static inline void log_moment(struct idc_log *log, uint64_t when, uint64_t kind, uint64_t tag)
@@ -348,14 +349,14 @@ static inline void log_moment(struct idc_log *log, uint64_t when, uint64_t kind,
     store_release(&log->noted, log->noted + 1);
 }
 
-/* A frame; what is too short to be one, the session judges. */
+/* A frame; what is too short to be one, or of a kind that stands for something else here, the session judges. */
 static inline void log_frame(struct idc_log *log, uint64_t when, uint64_t way, const void *frame, uint64_t len)
 {
-    struct header head;
-    if (len < sizeof head)
-        return;
-    memcpy(&head, frame, sizeof head);
-    log_moment(log, when, way + head.kind, head.tag);
+    struct header head = {.kind = IDC_RECEIVED};
+    if (len >= sizeof head)
+        memcpy(&head, frame, sizeof head);
+    if (head.kind < IDC_RECEIVED)
+        log_moment(log, when, way + head.kind, head.tag);
 }
 
 static inline uint64_t time_of(const struct idc_log *log, uint64_t moment)
@@ -365,51 +366,54 @@ static inline uint64_t time_of(const struct idc_log *log, uint64_t moment)
 
 static bool due(const struct idc_log *log)
 {
-    uint64_t n = unlogged(log);
+    uint64_t n = log != NULL ? unlogged(log) : 0;
     return n >= IDC_LOG_DUE_AT || (n > 0 && time_of(log, log->noted - 1) - time_of(log, log->noted - n) > IDC_LOG_LONG_NS);
 }
 
 /* Whoever noted before left room for one more, since only what was posted rings. */
-static int announce(struct idc_line *l)
+static int announce(struct idc_line *l, struct idc_log *log)
 {
     uint64_t before = l->tx->count.doorbells;
     int rc = idc_notify(l->tx);
-    if (logs(l) && l->tx->count.doorbells != before && room_for(l, 1))
-        log_moment(l->log, idc_now_ns(), IDC_RUNG, l->tx->count.doorbells - before);
+    if (log != NULL && l->tx->count.doorbells != before && room_for(log, 1))
+        log_moment(log, idc_now_ns(), IDC_RUNG, l->tx->count.doorbells - before);
     return rc;
 }
 
 int64_t idc_line_post(struct idc_line *l, const void *frame, uint64_t len)
 {
-    if (!logs(l))
+    struct idc_log *log = log_of(l);
+    if (log == NULL)
         return idc_msg_post_one(l->tx, frame, len);
-    if (!room_for(l, 2)) /* and for the doorbell */
+    if (!room_for(log, 2)) /* and for the doorbell */
         return IDC_DUE;
     uint64_t when = idc_now_ns(); /* as in idc_engine_submit */
     int64_t rc = idc_msg_post_one(l->tx, frame, len);
     if (rc >= 0)
-        log_frame(l->log, when, 0, frame, len);
+        log_frame(log, when, 0, frame, len);
     return rc;
 }
 
 int64_t idc_line_notify(struct idc_line *l)
 {
-    int rc = announce(l);
-    return rc == IDC_OK && logs(l) && due(l->log) ? IDC_DUE : rc;
+    struct idc_log *log = log_of(l);
+    int rc = announce(l, log);
+    return rc == IDC_OK && due(log) ? IDC_DUE : rc;
 }
 
 int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns)
 {
-    if (!room_for(l, (uint64_t)n + 1))
+    struct idc_log *log = log_of(l);
+    if (!room_for(log, (uint64_t)n + 1))
         return IDC_DUE;
     int64_t got = idc_msg_recv_batch(l->rx, buf, cap, lens, n, spin_ns, timeout_ns);
-    if (!logs(l) || got <= 0)
+    if (log == NULL || got <= 0)
         return got;
     /* One reading for all that came together: each had been received by then. */
     uint64_t when = idc_now_ns(), at = 0;
     for (int64_t i = 0; i < got; at += lens[i], i++)
-        log_frame(l->log, when, IDC_RECEIVED, (const uint8_t *)buf + at, lens[i]);
+        log_frame(log, when, IDC_RECEIVED, (const uint8_t *)buf + at, lens[i]);
     return got;
 }
 
@@ -417,24 +421,21 @@ int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, c
                       int64_t timeout_ns)
 {
     struct idc_part parts[2] = {{.base = head, .len = head_len}, {.base = body, .len = body_len}};
+    struct idc_log *log = log_of(l);
     l->posted = 0;
-    if (!room_for(l, 4))
+    if (!room_for(log, 4) || due(log)) /* before there is anything in hand that could get lost */
         return IDC_DUE;
-    uint64_t when = logs(l) ? idc_now_ns() : 0;
+    uint64_t when = log != NULL ? idc_now_ns() : 0;
     int64_t rc = idc_msg_post(l->tx, parts, 2);
     if (rc < 0)
         return rc;
     l->posted = 1;
-    if (logs(l))
-        log_frame(l->log, when, 0, head, head_len);
-    rc = announce(l);
+    if (log != NULL)
+        log_frame(log, when, 0, head, head_len);
+    rc = announce(l, log);
     if (rc == IDC_OK)
         rc = idc_msg_recv(l->rx, l->buf, l->cap, l->spin_ns, timeout_ns);
-    if (!logs(l) || rc < 0)
-        return rc;
-    log_frame(l->log, idc_now_ns(), IDC_RECEIVED, l->buf, (uint64_t)rc);
-    if (!due(l->log))
-        return rc;
-    l->got = (uint64_t)rc;
-    return IDC_DUE;
+    if (log != NULL && rc >= 0)
+        log_frame(log, idc_now_ns(), IDC_RECEIVED, l->buf, (uint64_t)rc);
+    return rc;
 }

@@ -95,7 +95,7 @@ struct idc_line {
     struct idc_ring *tx, *rx;
     struct idc_log *log;     /* NULL: nothing is traced */
     void *buf;               /* for what idc_line_call receives */
-    uint64_t cap, got;       /* of it; and what it received where it returns IDC_DUE */
+    uint64_t cap;            /* of it */
     int64_t spin_ns;
     int32_t posted;          /* whether the frame of idc_line_call went; its user's to clear */
 };
@@ -108,8 +108,7 @@ int64_t idc_line_notify(struct idc_line *l);
 int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns);
 /* Sends a frame in two pieces, of which the first has the header, and waits for the next one, whatever it is: what a
- * transaction is for who waits for its answer. Its length, in l->buf; or a negative result. IDC_DUE: if posted, then all was
- * done, and l->got is the length; else nothing. */
+ * transaction is for who waits for its answer. Its length, in l->buf; or a negative result. IDC_DUE: nothing was done. */
 int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
                       int64_t timeout_ns);
 

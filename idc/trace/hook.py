@@ -149,9 +149,10 @@ class EndpointTrace:
             while taken < noted:
                 at = taken % ROOM
                 count = min(noted - taken, ROOM - at)
-                self._add(whole[at * MOMENT.size:(at + count) * MOMENT.size])
+                run = bytes(whole[at * MOMENT.size:(at + count) * MOMENT.size])
                 taken += count
-                lib.idc_store64(ffi.addressof(log, "taken"), taken)
+                lib.idc_store64(ffi.addressof(log, "taken"), taken)  # first: who is interrupted logs nothing twice
+                self._add(memoryview(run))
 
     def drain(self) -> None:
         """Log the moments noted so far."""

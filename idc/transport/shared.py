@@ -101,11 +101,10 @@ class SharedCarrier:
         if rc >= 0:
             line.posted = 0
             return (_unpack(self._room, rc),)
-        if rc == _DUE and self._trace is not None:
-            taken = (_unpack(self._room, line.got),) if line.posted else ()
-            line.posted = 0
-            self._trace.drain()
-            return taken or self.exchange(frame, body, timeout)
+        if rc == _DUE:
+            if (trace := self._trace) is not None:
+                trace.drain()
+            return self.exchange(frame, body, timeout)
         if rc == _AGAIN and not line.posted:
             raise ProtocolError(FULL)
         if rc == lib.IDC_EINVAL or not line.posted:
@@ -130,10 +129,12 @@ class SharedCarrier:
         return True
 
     def _flush_traced(self) -> None:
-        if self.closed or (rc := _notify(self._line)) not in (lib.IDC_OK, _DUE):
-            self._sender.flush()  # which says why
-        elif rc == _DUE and self._trace is not None:
+        if self.closed:
+            self._sender.flush()  # which says so
+        if (rc := _notify(self._line)) == _DUE and self._trace is not None:
             self._trace.drain()
+        elif rc not in (lib.IDC_OK, _DUE):
+            raise self._sender._fail(rc)
 
     def _take_traced(self, most: int, timeout: float | None) -> list[bytes]:
         """As `take_batch`; what came with HELLO, after the connection has begun for the trace too."""
