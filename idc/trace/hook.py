@@ -148,7 +148,7 @@ class EndpointTrace:
             whole = memoryview(ffi.buffer(self._log_memory))
             while taken < noted:
                 at = taken % ROOM
-                count = min(noted - taken, ROOM - at)
+                count = min(noted - taken, ROOM - at, MANY)
                 run = bytes(whole[at * MOMENT.size:(at + count) * MOMENT.size])
                 taken += count
                 lib.idc_store64(ffi.addressof(log, "taken"), taken)  # first: who is interrupted logs nothing twice

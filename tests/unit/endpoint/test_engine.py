@@ -353,3 +353,32 @@ def _comparable(log: list[object]) -> list[object]:
     unknown = sorted(entry for entry in kept if "OUTCOME_UNKNOWN" in entry)
     rest = [entry for entry in kept if "OUTCOME_UNKNOWN" not in entry]
     return [*rest, *unknown, "not outstanding" in str(log)]
+
+
+def test_the_core_does_not_wait_for_a_frame_that_it_could_not_take() -> None:
+    with ports() as pair:
+        engine = Engine(8, QUOTAS, handler=ECHO)
+        front, back = kinds(pair, engine, Client())
+        core, room, second = engine._core, ffi.new("char[]", 4096), 10**9
+        events = ffi.new("struct idc_event[]", 4)
+        core.budget = 0
+        assert lib.idc_engine_run(core, room, 4096, events, 4, 0, second) == 0
+        core.budget = 100
+        assert lib.idc_engine_run(core, room, 4096, events, 0, 0, second) == lib.IDC_EINVAL
+        assert lib.idc_engine_run(core, room, 8, events, 4, 0, second) == lib.IDC_EINVAL
+        assert lib.idc_engine_run(core, room, 4096, events, 4, 0, 1000) == lib.IDC_TIMEOUT
+        assert front.state is back.state is State.CONNECTED
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 72, 100])
+def test_small_and_other_frames_pass_whole(length: int) -> None:
+    quotas = Quotas(requests=4, messages=2, parameter_bytes=128, status_bytes=128)
+    with ports() as pair:
+        one, two = Engine(8, quotas), Engine(8, quotas, handler=ECHO)
+        front, back = one.endpoint(pair[0]), two.endpoint(pair[1])
+        connect(front, back)
+        for round_ in range(70):  # more than the ring has slots
+            body = bytes((round_ + at) % 251 for at in range(length))
+            assert one.submit(body, round_) is Result.OK
+            back.pump(0.1)
+            assert list(one.poll(0.1)) == [(round_, Completion(Result.OK, 0, body))]

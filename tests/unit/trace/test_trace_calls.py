@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from support import local_region
 
+from idc._core import ffi, lib
 from idc.endpoint import Client, Endpoint, IncomingTransaction, Quotas, Resources
 from idc.endpoint.blocking import Caller
+from idc.endpoint.frames import Kind as FrameKind
 from idc.errors import OutcomeUnknownError, TransactionError
 from idc.layout import ChannelSpec
 from idc.layout import Kind as ChannelKind
 from idc.trace import Kind, file_tracer
+from idc.trace.hook import MANY, MOMENT, EndpointTrace
 from idc.trace.store import read
 from idc.transport.shared import SharedPort
 
@@ -182,3 +185,28 @@ def test_a_call_whose_connection_ends_was_submitted_and_no_more(tmp_path: Path, 
     assert kinds.count(Kind.SUBMIT) == 1
     assert kinds.count(Kind.COMPLETE) == 0
     assert kinds.index(Kind.CONNECT) < kinds.index(Kind.SUBMIT) < kinds.index(Kind.DISCONNECT)
+
+
+def test_who_is_interrupted_while_moments_are_logged_logs_none_twice() -> None:
+    logged: list[int] = []
+
+    class Interrupted:
+        """A tracer whose second event is interrupted, once."""
+
+        lock, shift, times = threading.RLock(), 0, 0
+
+        def log(self, type_: int, kind: int, lane: int, name: bytes, data: bytes) -> None:
+            self.times += 1
+            if self.times == 2:
+                raise KeyboardInterrupt
+            logged.extend(tag for _, _, tag in MOMENT.iter_unpack(data))
+
+    trace = EndpointTrace(Interrupted(), 0)  # type: ignore[arg-type]
+    log = trace.log
+    for tag in range(200):
+        log.moments[3 * tag + 1], log.moments[3 * tag + 2] = int(FrameKind.REQUEST), tag
+    lib.idc_store64(ffi.addressof(log, "noted"), 200)
+    with pytest.raises(KeyboardInterrupt):
+        trace.drain()
+    trace.drain()
+    assert logged == [*range(MANY), *range(2 * MANY, 200)]  # what was in hand is lost
