@@ -197,6 +197,6 @@ def test_two_devices_at_once_one_of_them_with_two_queues(bed: Testbed, device: S
 @pytest.mark.soak
 def test_a_large_file_over_http_arrives_as_it_was_sent() -> None:
     with Testbed(broker=True) as bed:
-        bed.boot(bed.spec("front"), bed.spec("back", memory_mib=1536))
+        bed.boot(bed.spec("front"), bed.spec("back", memory_mib=2560))  # /tmp is half of it at most
         bed.devices.attach("net", "front", "back", ADDRESSES, wait=120)
         download(bed, 1024)
