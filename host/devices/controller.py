@@ -10,7 +10,7 @@ business (`idc.device.states`). Depends on host.devices, idc.device and idc.regi
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
 import re
 import secrets
@@ -92,7 +92,7 @@ class Controller:
                  classes: Callable[[str], type[DeviceClass]] = find) -> None:
         self._registry = registry
         self._plugger = plugger
-        self._classes = classes
+        self._classes = functools.cache(classes)  # to look through what is installed takes longer than to attach
         records.prepare(registry)
 
     # -- what can be asked
@@ -118,13 +118,16 @@ class Controller:
             RegistryError, TimedOutError: of the registry.
         """
         class_, values = self.check(kind, front, back, options, texts)
-        name, record = self._reserve(kind, front, back, number, values)
+        name, record = self._reserve(class_, front, back, number, values)
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove, name.record)
-            region = self._take_link(class_, name, record)
-            undo.callback(self._give_up_link, region)
-            record = Record(back, record.options, region, record.id)
-            self._write_keys(name, record)
+            if record.link:  # a spare one: the keys are written already
+                undo.callback(self._give_up_link, record.link)
+            else:
+                region = self._plug(class_, front, back, values, name.record)
+                undo.callback(self._give_up_link, region)
+                record = Record(back, record.options, region, record.id)
+                self._registry.transact(functools.partial(_write_keys, name, record), together=True)
             if wait is not None:
                 undo.callback(self._close, name, record, "the ends have not met in time", CLOSING, force=True)
                 self._await_met(name, record, wait)
@@ -244,17 +247,27 @@ class Controller:
         if front == back:
             raise DeviceError(f"frontend and backend are both {front!r}: a device is between two domains")
 
-    def _reserve(self, kind: str, front: str, back: str, number: str,
+    def _reserve(self, class_: type[DeviceClass], front: str, back: str, number: str,
                  values: dict[str, options_of.Value]) -> tuple[Name, Record]:
-        """Write the record, which nobody else can write after that. Raises DeviceError if there is one."""
+        """Write the record, which nobody else can write after that. If there is a spare link for the device it is
+        taken, and all is written at once, so that no crash loses it. Raises DeviceError if there is such a device.
+        """
         if number and not _NUMBER.fullmatch(number):
             raise DeviceError(f"{number!r} is no number of a device: up to four digits")
-        record = Record(back, values, "", secrets.token_hex(8))
+        layout, id_ = _layout(class_, front, back, values), secrets.token_hex(8)
         while True:
             try:
-                with self._registry.transaction() as transaction:
-                    name = self._name(transaction, kind, front, back, number)
-                    transaction.write(name.record, record.pack())
+                with self._registry.transaction(together=True) as transaction:
+                    name = self._name(transaction, class_.name, front, back, number)
+                    wanted = front, back, layout, ""
+                    spare = next((region for region, link in records.links(transaction)
+                                  if (link.front, link.back, link.layout, link.device) == wanted), "")
+                    record = Record(back, values, spare, id_)
+                    if spare:
+                        records.write_link(transaction, spare, Link(front, back, layout, name.record))
+                        _write_keys(name, record, transaction)
+                    else:
+                        transaction.write(name.record, record.pack())
                 return name, record
             except ConflictError:
                 continue
@@ -267,25 +280,6 @@ class Controller:
                 raise DeviceError(f"a {kind} device of {front} with {record.back} is attached already, number {there}"
                                   + ("" if number else "; give another number for one more"))
         return Name(kind, front, number or next(str(n) for n in range(10000) if str(n) not in taken))
-
-    def _take_link(self, class_: type[DeviceClass], name: Name, record: Record) -> str:
-        """A link of the two domains for the device; the record names it, so that no crash loses it."""
-        layout, owner = _layout(class_, name.front, record.back, record.options), name.record
-        while True:
-            spare = next((region for region, link in records.links(self._registry)
-                          if (link.front, link.back, link.layout, link.device)
-                          == (name.front, record.back, layout, "")), None)
-            if spare is None:
-                return self._plug(class_, name.front, record.back, record.options, owner)
-            try:
-                with self._registry.transaction() as transaction:
-                    there = transaction.get(f"{records.LINKS}/{spare}")
-                    if there is None or json.loads(there)["device"]:
-                        continue
-                    records.write_link(transaction, spare, Link(name.front, record.back, layout, owner))
-                return spare
-            except ConflictError:
-                continue
 
     def _plug(self, class_: type[DeviceClass], front: str, back: str, options: dict[str, options_of.Value],
               device: str) -> str:
@@ -318,8 +312,9 @@ class Controller:
     def _keep_mapped(self, region: str, link: Link) -> None:
         """Tell both domains that a link stays plugged."""
         for domain in (link.front, link.back):
-            if self._registry.exists(home(domain)):
-                self._registry.write(f"{keys.links(domain)}/{region}", b"")
+            path = f"{keys.links(domain)}/{region}"
+            if self._registry.exists(home(domain)) and not self._registry.exists(path):  # else they would all look anew
+                self._registry.write(path, b"")
 
     def _drop_link(self, region: str, *, force: bool = False) -> tuple[str, ...]:
         for name, link in list(records.links(self._registry)):
@@ -329,26 +324,6 @@ class Controller:
         kept = self._plugger.unplug(region, force=force)
         self._remove(f"{records.LINKS}/{region}")
         return kept
-
-    def _write_keys(self, name: Name, record: Record) -> None:
-        """All at once: an end sees either nothing or everything."""
-
-        def write(t: Operations) -> None:
-            for role in Role:
-                path = name.path(role, record.back)
-                domain, peer = (name.front, record.back) if role is Role.FRONT else (record.back, name.front)
-                if t.exists(path):
-                    t.rm(path)  # of a device that ended badly
-                t.mkdir(path)
-                t.set_permissions(path, Permissions(domain, Permit.NOTHING, ((peer, Permit.READ),)))
-                t.write(f"{path}/{'backend' if role is Role.FRONT else 'frontend'}", peer)
-                t.write(f"{path}/link", f"{record.link}/{CHANNEL}")
-                for option, value in record.options.items():
-                    t.write(f"{path}/options/{option}", options_of.text(value))
-                t.write(f"{path}/id", record.id)
-            t.write(name.record, record.pack())
-
-        self._registry.transact(write)
 
     def _close(self, name: Name, record: Record, why: str, wait: float, *, force: bool = False) -> str:
         """Have both ends close, and remove their keys. Which end has not closed in time; empty if both have, or if that
@@ -417,6 +392,24 @@ class Controller:
     def _remove(self, path: str) -> None:
         with contextlib.suppress(NoSuchKeyError):
             self._registry.rm(path)
+
+
+def _write_keys(name: Name, record: Record, t: Operations) -> None:
+    """In one transaction: an end sees either nothing or everything."""
+    for path in (name.path(role, record.back) for role in Role):
+        if t.exists(path):
+            t.rm(path)  # of a device that ended badly
+    for role in Role:
+        path = name.path(role, record.back)
+        domain, peer = (name.front, record.back) if role is Role.FRONT else (record.back, name.front)
+        t.mkdir(path)
+        t.set_permissions(path, Permissions(domain, Permit.NOTHING, ((peer, Permit.READ),)))
+        t.write(f"{path}/{'backend' if role is Role.FRONT else 'frontend'}", peer)
+        t.write(f"{path}/link", f"{record.link}/{CHANNEL}")
+        for option, value in record.options.items():
+            t.write(f"{path}/options/{option}", options_of.text(value))
+        t.write(f"{path}/id", record.id)
+    t.write(name.record, record.pack())
 
 
 def _state(steps: tuple[Step, ...]) -> State:

@@ -39,7 +39,7 @@ log = logging.getLogger("host.registry")
 SHARE: Final = 0.2
 BURST: Final = 0.05
 #: Operations that show what is there, and so wait for the domain's own changes.
-_SHOW: Final = frozenset({Op.READ, Op.LIST, Op.ACCESS, Op.BEGIN, Op.WATCH, Op.HELLO})
+_SHOW: Final = frozenset({Op.READ, Op.LIST, Op.TREE, Op.ACCESS, Op.BEGIN, Op.WATCH, Op.HELLO})
 
 
 class Outside(Protocol):
@@ -239,7 +239,7 @@ class Desk:
             self._end(seat, request.transaction)
             return b""
         if request.transaction:
-            if op not in MUTATIONS and op not in (Op.READ, Op.LIST, Op.ACCESS):
+            if op not in MUTATIONS and op not in (Op.READ, Op.LIST, Op.TREE, Op.ACCESS):
                 raise Refused(Fault.MALFORMED, f"{op.name} is no operation of a transaction")
             return self._transaction(seat, request).step(request)
         if op in MUTATIONS:
@@ -296,7 +296,8 @@ class Desk:
             return b""
         if len(seat.watches) >= self.limits.watches and seat.who != HOST:
             raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.watches)} watches, the quota")
-        watch = Watch(seat.who, request.number, request.path, request.path, seat.waiting)
+        watch = Watch(seat.who, request.number, request.path, request.path, seat.waiting,
+                      seat if request.others else None)
         seat.watches[request.number] = watch
         self._watches.add(watch)
         watch.enqueue()
@@ -376,7 +377,7 @@ class Desk:
             if one.seat is not None:
                 one.seat.unsynced -= 1
             one.answer(0, b"")
-            self._watches.note(one.changes)
+            self._watches.note(one.changes, one.seat)
 
     def failed(self, batch: Batch, error: str) -> None:
         """It could not be written: nothing of it, nor of what came after it, has happened."""

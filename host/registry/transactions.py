@@ -15,7 +15,7 @@ from idc.registry import frames
 from idc.registry.frames import Fault, Op, Permit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from idc.registry.frames import Request
 
@@ -48,6 +48,9 @@ def answer(state: State, who: str, request: Request) -> bytes:
         return node.value
     if request.op is Op.ACCESS:
         return frames.pack_permissions(node.permissions)
+    if request.op is Op.TREE:
+        nodes = _readable(node, who, request.rest.decode("latin-1"))
+        return frames.pack_nodes(nodes, frames.DOMAIN_ACCEPTS.status_bytes)
     names: list[str] = []
     after, room = request.rest.decode("latin-1"), frames.DOMAIN_ACCEPTS.status_bytes - 1
     for name in sorted(node.children):
@@ -57,6 +60,21 @@ def answer(state: State, who: str, request: Request) -> bytes:
                 return frames.pack_names(names, more=True)
             names.append(name)
     return frames.pack_names(names, more=False)
+
+
+def _readable(node: Node, who: str, after: str) -> Iterator[tuple[str, bytes]]:
+    """The node and those below it that `who` may read, from behind that one on; none below one that it may not, so
+    that nobody has us look through what is not for it."""
+    last = after[1:].split("/") if after[1:] else []
+    waiting: list[tuple[list[str], Node]] = [([], node)]
+    while waiting:
+        parts, at = waiting.pop()
+        if not at.permissions.of(who) & Permit.READ:
+            continue
+        if parts > last or not after:
+            yield "/".join(parts), at.value
+        waiting += [([*parts, name], at.children[name]) for name in sorted(at.children, reverse=True)
+                    if not after or [*parts, name] >= last[:len(parts) + 1]]
 
 
 #: The operations that change something.
@@ -140,7 +158,7 @@ class Open:
             if node.permissions.of(who) & Permit.READ:  # and this says who may know that, and do what
                 self._keep(base, tree.text(parts[:depth]), "node")
             return
-        self._keep(base, request.path, "all" if deep or request.op is Op.RM else "node")
+        self._keep(base, request.path, "all" if deep or request.op in (Op.RM, Op.TREE) else "node")
         if request.op is Op.LIST:
             self._keep(base, request.path, "names")
 

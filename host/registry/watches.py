@@ -30,6 +30,7 @@ class Watch:
         pending: path of the event that waits; empty if none does.
         changes: that it stands for.
         queue: of the watches of its link that have an event which waits, and none on its way.
+        but: of whose link it does not tell the changes; None: of all.
         told: an event is on its way.
         queued: it is in the queue.
     """
@@ -39,6 +40,7 @@ class Watch:
     path: str
     pending: str
     queue: deque[Watch]
+    but: object = None
     changes: int = 0
     told: bool = False
     queued: bool = False
@@ -77,11 +79,13 @@ class Watches:
         if not there:
             del self._at[watch.path]
 
-    def note(self, changes: Iterable[Change]) -> None:
-        """Those that watch what changed, and may read it or could, have an event that waits now."""
+    def note(self, changes: Iterable[Change], by: object = None) -> None:
+        """Those that watch what changed, and may read it or could, have an event that waits now. `by`: whose link."""
         for change in changes:
             for path in _upwards(change.path):
                 for watch in self._at.get(path, ()):
+                    if by is not None and watch.but is by:
+                        continue
                     if _readable(change.before, watch.who) or _readable(change.after, watch.who):
                         watch.add(change.path)
 

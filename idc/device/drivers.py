@@ -10,6 +10,7 @@ idc.registry.
 
 from __future__ import annotations
 
+import functools
 import logging
 import select
 import time
@@ -63,8 +64,10 @@ class Drivers:
         self._registry = registry
         self._address = address
         self._sockets = sockets
-        self._classes = classes
+        self._classes = functools.cache(classes)  # to look for it takes longer than all the rest
         self._scan: set[Role] = set()
+        self._changed: dict[str, Role] = {}
+        self._unwatched: set[str] = set()
         self._scan_after = 0.0
         self._look: set[str] = set()
         self._watches: dict[str, Watch] = {}
@@ -78,7 +81,17 @@ class Drivers:
         registry.watch(keys.links(self._domain), lambda _: self._links_changed())
 
     def _watch_all(self, role: Role) -> None:
-        self._registry.watch(keys.below(self._domain, role), lambda _: self._scan.add(role))
+        base = keys.below(self._domain, role)
+        self._registry.watch(base, lambda event: self._ends_changed(role, base, event.path), others=True)
+
+    def _ends_changed(self, role: Role, base: str, path: str) -> None:
+        """Something at or below that path: what is to be read again."""
+        parts = path.removeprefix(base).split("/")[1:]
+        depth = keys.depth(role)
+        if len(parts) < depth:
+            self._scan.add(role)
+        else:
+            self._changed["/".join((base, *parts[:depth]))] = role
 
     def _links_changed(self) -> None:
         self._links = True
@@ -93,7 +106,7 @@ class Drivers:
             if end.over and path in self._stale:
                 self._forget(path)
                 busy = True
-        return self._publish() or busy
+        return self._publish(now[1]) or busy
 
     def wait(self, timeout: float, *more: int) -> None:
         """Sleep until there is something to do, one of the descriptors is readable, or `timeout` seconds are over."""
@@ -114,7 +127,9 @@ class Drivers:
             fds.append(endpoint.fileno())
         clock = time.monotonic()
         naps += [max(0.0, due - clock) for end in self.ends.values() if (due := end.due) is not None]
-        if self._scan or self._look or self._links:
+        naps += [max(0.0, end.passing - clock) for path, end in self.ends.items()
+                 if end.dirty and end.passing and path not in self._sent]
+        if self._unread:
             naps.append(max(0.0, self._scan_after - clock))
         for fd in fds:
             poller.register(fd, select.POLLIN)
@@ -130,7 +145,7 @@ class Drivers:
             for end in self.ends.values():
                 busy |= end.work(now)
             self._registry.pump(0.0 if busy else 0.005)
-            self._publish()
+            self._publish(now[1])
             if all(end.over and not end.dirty for end in self.ends.values()) and not self._sent:
                 break
         for end in self.ends.values():
@@ -140,9 +155,17 @@ class Drivers:
 
     # -- what the host and the other ends say
 
+    @property
+    def _unread(self) -> bool:
+        return bool(self._scan or self._changed or self._unwatched or self._links or self._curious())
+
+    def _curious(self) -> str:
+        """An end that has to know now what the other end says; empty if there is none."""
+        return next((path for path in self._look if self.ends[path].curious), "")
+
     def _learn(self) -> bool:
         """Read what was changed. Whether anything was read."""
-        if not (self._scan or self._look or self._links) or time.monotonic() < self._scan_after:
+        if not self._unread or time.monotonic() < self._scan_after:
             return False
         if self._registry.endpoint.state is not State.CONNECTED:
             return False  # each watch begins anew with the next connection
@@ -155,8 +178,17 @@ class Drivers:
                 except BaseException:
                     self._scan.add(role)
                     raise
-            while self._look:
-                path = self._look.pop()
+            while self._changed:
+                path, role = self._changed.popitem()
+                try:
+                    self._read_one(path, role)
+                except BaseException:
+                    self._changed[path] = role
+                    raise
+            while self._unwatched:
+                self._watch_peer(self._unwatched.pop())
+            while path := self._curious():
+                self._look.discard(path)  # first, as above
                 try:
                     self._read_peer(path)
                 except BaseException:
@@ -170,37 +202,49 @@ class Drivers:
         return True
 
     def _read_all(self, role: Role) -> None:
-        base = keys.below(self._domain, role)
-        found: set[str] = set()
-        for parts in self._names(base, keys.depth(role)):
-            path = "/".join((base, *parts))
-            id_ = self._registry.get(f"{path}/id")
-            if id_ is None:
-                continue  # not attached, or not any more
-            found.add(path)
-            close = self._registry.get(f"{path}/close")
-            end = self.ends.get(path)
-            if end is None:
-                told = self._told(path, role, id_)
-                if told is not None and close is None:
-                    self._begin(path, End(keys.name_of(role, self._domain, parts), role, self._domain, told,
-                                          self._classes, self._sockets, _now()))
-            elif end.told.id != id_:
-                self._stale.add(path)
-                end.unwant("attached anew")
-            elif close is not None:
-                end.unwant(close.decode("utf-8", "replace") or "detached")
-        for path, end in self.ends.items():
-            if end.role is role and path not in found:
+        base, depth = keys.below(self._domain, role), keys.depth(role)
+        found: dict[str, dict[str, bytes]] = {path: {} for path, end in self.ends.items() if end.role is role}
+        for below, value in self._tree(base).items():
+            parts = below.split("/")
+            if len(parts) > depth:
+                found.setdefault("/".join((base, *parts[:depth])), {})["/".join(parts[depth:])] = value
+        for path, nodes in found.items():
+            self._read_end(path, role, nodes)
+
+    def _read_one(self, path: str, role: Role) -> None:
+        self._read_end(path, role, self._tree(path))
+
+    def _tree(self, path: str) -> dict[str, bytes]:
+        try:
+            return self._registry.tree(path)
+        except NoSuchKeyError:
+            return {}
+
+    def _read_end(self, path: str, role: Role, nodes: dict[str, bytes]) -> None:
+        """What the host says of one end: make it, have it closed, or nothing is new."""
+        id_, close, end = nodes.get("id"), nodes.get("close"), self.ends.get(path)
+        if id_ is None:  # not attached, or not any more
+            if end is not None:
                 self._stale.add(path)
                 end.unwant("detached")
+        elif end is None:
+            told = self._told(role, id_, nodes)
+            if told is not None and close is None:
+                parts = tuple(path.removeprefix(keys.below(self._domain, role)).split("/")[1:])
+                self._begin(path, End(keys.name_of(role, self._domain, parts), role, self._domain, told,
+                                      self._classes, self._sockets, _now()))
+        elif end.told.id != id_:
+            self._stale.add(path)
+            end.unwant("attached anew")
+        elif close is not None:
+            end.unwant(close.decode("utf-8", "replace") or "detached")
 
     def _hold_links(self) -> None:
         """Map the links that stay plugged, so that the next device need not wait for that, and let go of others."""
         base = keys.links(self._domain)
         self._links = False  # first: what changes while it is read is read again
         try:
-            wanted = {name for (name,) in self._names(base, 1)}
+            wanted = self._tree(base).keys() - {""}
         except BaseException:
             self._links = True
             raise
@@ -212,32 +256,36 @@ class Drivers:
             except (OSError, IdcError) as error:  # the device that needs it says so too, and tries again
                 log.warning("link %s: %s", region, error)
 
-    def _names(self, base: str, depth: int) -> list[tuple[str, ...]]:
-        try:
-            names = self._registry.list(base)
-        except NoSuchKeyError:
-            return []
-        if depth == 1:
-            return [(name,) for name in names]
-        return [(name, *rest) for name in names for rest in self._names(f"{base}/{name}", depth - 1)]
-
-    def _told(self, path: str, role: Role, id_: bytes) -> Told | None:
-        """None if it was removed as it was read."""
-        other = "backend" if role is Role.FRONT else "frontend"
-        try:
-            peer = self._registry.read(f"{path}/{other}").decode("ascii", "replace")
-            link = self._registry.read(f"{path}/link").decode("ascii", "replace")
-            texts = {}
-            for (name,) in self._names(f"{path}/options", 1):
-                texts[name] = self._registry.read(f"{path}/options/{name}").decode("utf-8", "replace")
-        except NoSuchKeyError:
+    def _told(self, role: Role, id_: bytes, nodes: dict[str, bytes]) -> Told | None:
+        """None if it was removed as it was read, page by page."""
+        peer, link = nodes.get("backend" if role is Role.FRONT else "frontend"), nodes.get("link")
+        if peer is None or link is None:
             return None
-        return Told(id_, peer, self._address(link), texts)
+        texts = {below.removeprefix("options/"): value.decode("utf-8", "replace") for below, value in nodes.items()
+                 if below.startswith("options/")}
+        return Told(id_, peer.decode("ascii", "replace"), self._address(link.decode("ascii", "replace")), texts)
 
     def _begin(self, path: str, end: End) -> None:
-        self._watches[path] = self._registry.watch(self._peer_path(end), lambda _: self._look.add(path))
         self.ends[path] = end
-        self._look.add(path)
+        self._watch_peer(path)
+
+    def _watch_peer(self, path: str) -> None:
+        """The first event says that there is something to read: the driver is made meanwhile."""
+
+        def refused(error: IdcError) -> None:
+            log.warning("the registry: %s", error)
+            self._scan_after = time.monotonic() + AGAIN
+            self._watches.pop(path, None)
+            self._unwatched.add(path)
+
+        def changed() -> None:
+            if (end := self.ends.get(path)) is not None:
+                end.peer(None)  # until it is read, which may be never
+                self._look.add(path)
+
+        end = self.ends.get(path)
+        if end is not None:
+            self._watches[path] = self._registry.watch(self._peer_path(end), lambda _: changed(), refused=refused)
 
     def _peer_path(self, end: End) -> str:
         return f"{end.name.path(end.role.other, end.told.peer)}/state"
@@ -257,17 +305,19 @@ class Drivers:
 
     def _forget(self, path: str) -> None:
         """An end that is over, and whose keys the host has removed, or written anew."""
-        self._watches.pop(path).close()
+        if (watch := self._watches.pop(path, None)) is not None:
+            watch.close()
         self._registry.forget(path)
         self._stale.discard(path)
         self._look.discard(path)
-        self._scan.add(self.ends.pop(path).role)
+        self._unwatched.discard(path)
+        self._changed[path] = self.ends.pop(path).role  # it may be there anew
 
-    def _publish(self) -> bool:
+    def _publish(self, now: float) -> bool:
         """Write what has changed. One write of an end is under way at a time, so that the last one stands."""
         busy = False
         for path, end in self.ends.items():
-            if not end.dirty or path in self._sent or path in self._stale:
+            if not end.dirty or path in self._sent or path in self._stale or end.passing > now:
                 continue
 
             def done(completion: Completion, path: str = path, end: End = end) -> None:

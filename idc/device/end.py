@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 #: After an end was connected, the next pause is the first again.
 log = logging.getLogger("idc.device")
+#: States that lead on by themselves, and how long one of them lasts before it is told, seconds: each telling is a write
+#: to the disk at the registry, and the next one waits for it. That an end waits, or has met the other, is told at once.
+PASSED: Final = frozenset({State.INITIALISING, State.INITIALISED})
+PASSING: Final = 0.05
+#: States in which the table asks what the other end says.
+CURIOUS: Final = {
+    Role.FRONT: frozenset({State.CLOSED, State.INITIALISING}),
+    Role.BACK: frozenset({State.CLOSED, State.INITIALISING, State.INIT_WAIT}),
+}
 _NO_ADDRESS: Final = "the host has not said where the ends meet"
 
 
@@ -80,6 +89,7 @@ class End:
         self._pause = FIRST_PAUSE
         self._retry_at = 0.0
         self._now = now[1]
+        self._moved = now[1]
         self._gone = False
 
     @property
@@ -104,6 +114,16 @@ class End:
         self.machine.facts.peer = state
 
     @property
+    def curious(self) -> bool:
+        """Whether it is in a state in which something follows from what the other end says."""
+        return self.machine.facts.wanted and self.state in CURIOUS[self.role]
+
+    @property
+    def passing(self) -> float:
+        """Until when its state is not worth to be told, because it is about to change; 0 if it is now."""
+        return self._moved + PASSING if self.state in PASSED else 0.0
+
+    @property
     def due(self) -> float | None:
         """When to try again, by the clock that never goes back; None if nothing is to be tried."""
         return self._retry_at if self.machine.facts.trouble else None
@@ -116,7 +136,12 @@ class End:
             facts.trouble = ""
         if self.driver is not None:
             busy = self._guard(self._pump)
-        moved = self.machine.look(now[0], self._act)
+        moved = again = self.machine.look(now[0], self._act)
+        while again and self.driver is not None:
+            self._guard(self._pump)  # what was opened begins at once, before anybody is told
+            again = self.machine.look(now[0], self._act)
+        if moved:
+            self._moved = self._now
         if self.state is State.CONNECTED:
             self._pause = FIRST_PAUSE
         self.dirty |= moved

@@ -140,7 +140,8 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(_B, _S.INITIALISING, lambda f: f.made, _S.INIT_WAIT, _A.OPEN, _said("the driver is there")),
     Row(None, _S.INIT_WAIT, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INIT_WAIT, _troubled, _S.CLOSED, _A.DROP, _trouble),
-    Row(_B, _S.INIT_WAIT, lambda f: f.peer in ASKED, _S.INITIALISED, _A.NOTHING,
+    # That the endpoints have met says it too, and sooner than the registry.
+    Row(_B, _S.INIT_WAIT, lambda f: f.peer in ASKED or f.connected, _S.INITIALISED, _A.NOTHING,
         _said("the front end has opened the region")),
     Row(None, _S.INITIALISED, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INITIALISED, _troubled, _S.CLOSED, _A.DROP, _trouble),

@@ -42,7 +42,7 @@ from idc.registry.transaction import Transaction
 from idc.transport.address import REGISTRY_VARIABLE, open_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from idc.transport.base import Port
 
@@ -53,7 +53,7 @@ VARIABLE: Final = REGISTRY_VARIABLE
 #: Times that `Registry.transact` runs its function, at most.
 TRIES: Final = 64
 #: What can be asked again when it is not known whether it was done.
-_REPEATABLE: Final = frozenset({Op.READ, Op.LIST, Op.ACCESS, Op.BEGIN})
+_REPEATABLE: Final = frozenset({Op.READ, Op.LIST, Op.TREE, Op.ACCESS, Op.BEGIN})
 
 T = TypeVar("T")
 log = logging.getLogger("idc.registry")
@@ -74,10 +74,13 @@ class Event(NamedTuple):
 class Watch:
     """What `Registry.watch` returns: `close` ends it."""
 
-    def __init__(self, registry: Registry, number: int, path: str, callback: Callable[[Event], object]) -> None:
+    def __init__(self, registry: Registry, number: int, path: str, callback: Callable[[Event], object], *,
+                 others: bool) -> None:
         self.path = path
         self.number = number
         self.callback = callback
+        self.request = Request(Op.WATCH, path, number=number, others=others)
+        self.answered: Done = _log_refusal
         self._registry = registry
 
     def close(self) -> None:
@@ -136,35 +139,57 @@ class Registry(Operations):
 
     # -- transactions and watches
 
-    def transaction(self) -> Transaction:
-        """To be used in a with statement, as often as wanted."""
-        return Transaction(self._ask, self._wrote, lambda: self.endpoint.connections)
+    def transaction(self, *, together: bool = False) -> Transaction:
+        """To be used in a with statement, as often as wanted. `together`: see `Transaction`."""
+        return Transaction(self._ask, self._wrote, lambda: self.endpoint.connections,
+                           self._ask_all if together else None)
 
-    def transact(self, function: Callable[[Transaction], T], tries: int = TRIES) -> T:
+    def transact(self, function: Callable[[Transaction], T], tries: int = TRIES, *, together: bool = False) -> T:
         """Run `function` within a transaction, again whenever others came in between. Raises ConflictError at last."""
         for left in reversed(range(tries)):
             try:
-                with self.transaction() as transaction:
+                with self.transaction(together=together) as transaction:
                     return function(transaction)
             except ConflictError:
                 if not left:
                     raise
         raise MisuseError(f"{tries} tries: at least one is wanted")
 
-    def watch(self, path: str, callback: Callable[[Event], object]) -> Watch:
+    def watch(self, path: str, callback: Callable[[Event], object], *,
+              others: bool = False, refused: Callable[[IdcError], object] | None = None) -> Watch:
         """Call `callback` soon, and after every change at or below the path of nodes that this domain may read.
 
         Changes that come before the callback has returned are told in one event. There need be no such node.
+
+        Args:
+            path: of the nodes.
+            callback: see above.
+            others: not after changes by this link.
+            refused: the call waits for nothing if it is given, and it is called, from within `pump`, if there will be
+                no events: the watch is closed then.
 
         Raises:
             QuotaError: too many watches.
             MisuseError, TimedOutError: see `Operations`.
         """
         self._numbers += 1
-        watch = Watch(self, self._numbers, path, callback)
+        watch = Watch(self, self._numbers, path, callback, others=others)
         self._watches[watch.number] = watch  # first: its first event may overtake the answer
+        if refused is not None:
+            def answered(completion: Completion) -> None:
+                try:
+                    result_of(completion)
+                except OutcomeUnknownError:
+                    pass  # as below
+                except IdcError as error:
+                    self._watches.pop(watch.number, None)
+                    refused(error)
+
+            watch.answered = answered
+            self._send_again(watch.request, answered)
+            return watch
         try:
-            self._ask(Request(Op.WATCH, path, number=watch.number))
+            self._ask(watch.request)
         except OutcomeUnknownError:
             pass  # it is set again on the next connection
         except BaseException:
@@ -228,6 +253,27 @@ class Registry(Operations):
                 except OutcomeUnknownError:
                     if request.transaction or request.op not in _REPEATABLE:
                         raise
+
+    def _ask_all(self, requests: Sequence[Request]) -> None:
+        """Of one transaction: all are sent before the first answer is waited for. Raises for the first that fails."""
+        deadline, told = time.monotonic() + self.timeout, dict[int, Completion]()
+        with self._wait():
+            self._ready(deadline)
+            for number, request in enumerate(requests):
+                def done(completion: Completion, number: int = number) -> None:
+                    told[number] = completion
+
+                while (result := self.endpoint.submit_transaction(request.pack(), done, notify=False)) is not Result.OK:
+                    if result is not Result.BACK_PRESSURED:
+                        raise OutcomeUnknownError("the link to the registry was lost meanwhile")
+                    self._drive(deadline)
+            while len(told) < len(requests):
+                self._drive(deadline)
+        for number, request in enumerate(requests):
+            try:
+                value_of(told[number])
+            except TransactionError as error:
+                raise frames.error_of(error.code, error.status, f"{request.op.name.lower()} {request.path}") from None
 
     def _complete(self, body: bytes, deadline: float) -> Completion:
         told: list[Completion] = []
@@ -322,7 +368,7 @@ class Registry(Operations):
         self._sent_again = 0
         self._send_again(Request(Op.HELLO, rest=self._session), self._welcome)
         for watch in self._watches.values():
-            self._again.append((Request(Op.WATCH, watch.path, number=watch.number), _log_refusal))
+            self._again.append((watch.request, watch.answered))
         self._flush_again()
 
     def _welcome(self, completion: Completion) -> None:

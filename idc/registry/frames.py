@@ -13,11 +13,14 @@ Little-endian. A request is a head of 16 bytes, the path in ASCII, and the rest:
      6 LIST    rest: the name to go on after. Status: u8 1 if there are more, else 0; names, each ended by a NUL
      7 ACCESS  Status: permissions
      8 PERMIT  rest: permissions
-     9 WATCH   number: what events are told by
+     9 WATCH   flags 2: not of what is changed by this link; number: what events are told by
     10 UNWATCH number
     11 BEGIN   Status: u32 transaction
     12 COMMIT  transaction
     13 ABORT   transaction
+    14 TREE    rest: the node to go on after: a slash, and its path below this one. Status: u8 1 if there are more, else
+               0; of the node and of those below it, none below one that the domain may not read, in the order of their
+               components: u16 bytes of the path below this one ("" of itself), u16 bytes of the value, path, value
 
     permissions: u8 default, u8 length of the owner's name, the name; for each further domain u8 access, u8 length, name
     EVENT, the only message, registry to domain: u32 number, u32 changes since the last one, path at or below which they
@@ -34,10 +37,13 @@ import enum
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from idc.endpoint.frames import Quotas, reason_bytes, reason_text
 from idc.errors import ConflictError, DeniedError, MisuseError, NoSuchKeyError, QuotaError, RegistryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Most bytes of a path, of a component and of a value; most components; most domains that permissions name.
 PATH_BYTES: Final = 256
@@ -52,8 +58,9 @@ HOST: Final = "host"
 _HEAD: Final = struct.Struct("<BBHIII")
 _EVENT: Final = struct.Struct("<II")
 _NUMBER: Final = struct.Struct("<I")
+_NODE: Final = struct.Struct("<HH")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@:-]{1,64}", re.ASCII)
-_EPHEMERAL: Final = 1
+_EPHEMERAL, _OTHERS = 1, 2
 
 #: What the registry accepts of a domain, and a domain of the registry.
 REGISTRY_ACCEPTS: Final = Quotas(requests=16, messages=0, parameter_bytes=2400, status_bytes=0)
@@ -76,6 +83,7 @@ class Op(enum.IntEnum):
     BEGIN = 11
     COMMIT = 12
     ABORT = 13
+    TREE = 14
 
 
 class Permit(enum.IntFlag):
@@ -149,6 +157,7 @@ class Request:
     number: int = 0
     rest: bytes = b""
     ephemeral: bool = False
+    others: bool = False
 
     def pack(self) -> bytes:
         """Its bytes. Raises MisuseError for a path or value that no registry takes."""
@@ -156,7 +165,7 @@ class Request:
             split(self.path)
         if self.op is Op.WRITE and len(self.rest) > VALUE_BYTES:
             raise MisuseError(f"a value of {len(self.rest)} bytes for {self.path}: {VALUE_BYTES} at most")
-        flags = _EPHEMERAL if self.ephemeral else 0
+        flags = _EPHEMERAL * self.ephemeral + _OTHERS * self.others
         head = _HEAD.pack(self.op, flags, len(self.path), self.transaction, self.number, 0)
         return head + self.path.encode("ascii") + self.rest
 
@@ -168,7 +177,7 @@ def parse(body: bytes) -> Request:
     op, flags, length, transaction, number, zero = _HEAD.unpack_from(body)
     if op not in Op.__members__.values():
         raise FrameError(f"no request of kind {op}")
-    if flags not in (0, _EPHEMERAL) or zero or (flags and op != Op.WRITE):
+    if zero or (flags and (op, flags) not in ((Op.WRITE, _EPHEMERAL), (Op.WATCH, _OTHERS))):
         raise FrameError(f"a request with flags {flags:#x} and {zero:#x} in its head")
     end = _HEAD.size + length
     if end > len(body):
@@ -181,14 +190,15 @@ def parse(body: bytes) -> Request:
             split(path)
     except MisuseError as error:
         raise FrameError(str(error)) from None
-    if len(rest) > VALUE_BYTES or (rest and op not in (Op.HELLO, Op.WRITE, Op.LIST, Op.PERMIT)):
+    if len(rest) > VALUE_BYTES or (rest and op not in (Op.HELLO, Op.WRITE, Op.LIST, Op.PERMIT, Op.TREE)):
         raise FrameError(f"{len(rest)} bytes behind the path of {Op(op).name}")
     if op == Op.HELLO and len(rest) != SESSION_BYTES:
         raise FrameError(f"a session of {len(rest)} bytes instead of {SESSION_BYTES}")
-    return Request(Op(op), path, transaction, number, rest, bool(flags))
+    return Request(Op(op), path, transaction, number, rest, flags == _EPHEMERAL, flags == _OTHERS)
 
 
-_WITH_PATH: Final = frozenset({Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.LIST, Op.ACCESS, Op.PERMIT, Op.WATCH})
+_WITH_PATH: Final = frozenset({Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.LIST, Op.ACCESS, Op.PERMIT, Op.WATCH,
+                             Op.TREE})
 
 
 def split(path: str) -> tuple[str, ...]:
@@ -261,6 +271,34 @@ def parse_names(status: bytes) -> tuple[list[str], bool]:
     if not status or status[0] > 1 or (len(status) > 1 and status[-1]):
         raise FrameError(f"a list of {len(status)} bytes that is none")
     return [name.decode("latin-1") for name in status[1:].split(b"\0")[:-1]], bool(status[0])
+
+
+def pack_nodes(nodes: Iterable[tuple[str, bytes]], room: int) -> bytes:
+    """Status of TREE: as many as find room, which is that of one at least."""
+    out = bytearray(1)
+    for path, value in nodes:
+        if len(out) + _NODE.size + len(path) + len(value) > room:
+            out[0] = 1
+            break
+        out += _NODE.pack(len(path), len(value)) + path.encode("ascii") + value
+    return bytes(out)
+
+
+def parse_nodes(status: bytes) -> tuple[dict[str, bytes], bool]:
+    """(values by the path below, whether there are more). Raises FrameError."""
+    found, at = {}, 1
+    if not status or status[0] > 1:
+        raise FrameError(f"nodes of {len(status)} bytes that are none")
+    while at < len(status):
+        if len(status) - at < _NODE.size:
+            raise FrameError(f"nodes of {len(status)} bytes that break off at byte {at}")
+        path, value = _NODE.unpack_from(status, at)
+        at += _NODE.size
+        if len(status) - at < path + value:
+            raise FrameError(f"nodes of {len(status)} bytes that break off at byte {at}")
+        found[status[at:at + path].decode("latin-1")] = status[at + path:at + path + value]
+        at += path + value
+    return found, bool(status[0])
 
 
 def pack_hello(domain: str, *, kept: bool) -> bytes:

@@ -85,6 +85,24 @@ class Operations:
             more = more and bool(page)
         return names
 
+    def tree(self, path: str) -> dict[str, bytes]:
+        """Values of the node and of those below it, by their paths below it; "" is the node's own. Left out is what
+        this domain may not read, and all below that. Of up to 4,000 bytes all are of one moment, of more within a
+        transaction. Raises NoSuchKeyError.
+        """
+        found: dict[str, bytes] = {}
+        more, after = True, b""
+        while more:
+            status = self._ask(Request(Op.TREE, path, rest=after))
+            try:
+                page, more = frames.parse_nodes(status)
+            except FrameError as error:
+                raise RegistryError(Fault.MALFORMED, f"the registry answers with {error}") from error
+            found |= page
+            more = more and bool(page)
+            after = b"/" + list(page)[-1].encode("latin-1") if page else b""
+        return found
+
     def permissions(self, path: str) -> Permissions:
         """A node's permissions. Raises NoSuchKeyError."""
         try:

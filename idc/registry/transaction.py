@@ -11,16 +11,19 @@ from idc.registry.frames import Fault, Op, Request
 from idc.registry.operations import Operations, within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+_CHANGES: Final = frozenset({Op.WRITE, Op.MKDIR, Op.RM, Op.PERMIT})
 _LOST: Final = "the link to the registry was lost since the transaction began: repeat it"
 
 
 class Transaction(Operations):
     """Several operations as one, upon the tree as it was at the beginning.
 
-    A context manager: leaving it commits, unless an exception is on its way. Made by `Registry.transaction`.
+    A context manager: leaving it commits, unless an exception is on its way. Made by `Registry.transaction`. Together,
+    changes wait for nothing: they are sent before whatever comes next that has an answer, the end too, which then also
+    raises what they would have raised.
 
     Raises:
         ConflictError: at the end, and at operations: others changed what it has read or written, or the link was lost;
@@ -29,8 +32,10 @@ class Transaction(Operations):
     """
 
     def __init__(self, ask: Callable[[Request], bytes], wrote: Callable[[str, bytes | None], None],
-                 connections: Callable[[], int]) -> None:
+                 connections: Callable[[], int], ask_all: Callable[[Sequence[Request]], None] | None = None) -> None:
         self._ask_registry = ask
+        self._ask_all = ask_all
+        self._owed: list[Request] = []
         self._note = wrote
         self._connections = connections
         self._number = 0
@@ -42,11 +47,25 @@ class Transaction(Operations):
             raise MisuseError("this transaction is not open: use it in a with statement")
         if self._connections() != self._began:
             raise ConflictError(Fault.CONFLICT, _LOST)
+        if self._ask_all is not None and request.op in _CHANGES:
+            self._owed.append(within(request, self._number))
+            return b""
+        if request.op is not Op.ABORT:
+            self._settle()
         try:
             return self._ask_registry(within(request, self._number))
         except OutcomeUnknownError:
             if request.op is Op.COMMIT:
                 raise
+            raise ConflictError(Fault.CONFLICT, _LOST) from None
+
+    def _settle(self) -> None:
+        """Send what has waited."""
+        owed, self._owed = self._owed, []
+        try:
+            if owed and self._ask_all is not None:
+                self._ask_all(owed)
+        except OutcomeUnknownError:
             raise ConflictError(Fault.CONFLICT, _LOST) from None
 
     def _wrote(self, path: str, value: bytes | None) -> None:
@@ -58,17 +77,26 @@ class Transaction(Operations):
         self._number = frames.parse_number(self._ask_registry(Request(Op.BEGIN)))
         self._began = self._connections()
         self._noted.clear()
+        self._owed.clear()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
             if kind is None:
+                try:
+                    self._settle()
+                except BaseException:
+                    self._abort()
+                    raise
                 self._ask(Request(Op.COMMIT))
                 for path, value in self._noted:
                     self._note(path, value)
                 return
-            with contextlib.suppress(IdcError):  # it is over anyway, and what is on its way says more
-                self._ask(Request(Op.ABORT))
+            self._abort()
         finally:
             self._number = 0
+
+    def _abort(self) -> None:
+        with contextlib.suppress(IdcError):  # it is over anyway, and what is on its way says more
+            self._ask(Request(Op.ABORT))

@@ -7,7 +7,7 @@ from registry_support import bench
 
 from host.registry.tree import Limits
 from idc.errors import ConflictError, DeniedError, MisuseError, NoSuchKeyError, QuotaError, RegistryError
-from idc.registry import Event, Permissions, Permit, Transaction
+from idc.registry import Event, Permissions, Permit, Registry, Transaction
 
 
 def test_values_are_written_read_listed_and_removed() -> None:
@@ -287,3 +287,112 @@ def test_long_lists_come_in_pages() -> None:
         for name in names:
             front.write(f"/domain/front/{name}", "")
         assert front.list("/domain/front") == names
+
+
+def test_a_tree_is_read_at_once_but_for_what_one_may_not_read() -> None:
+    with bench() as here:
+        front, back, host = here.join("front"), here.join("back"), here.join("host")
+        with pytest.raises(NoSuchKeyError):
+            front.tree("/domain/front/a")
+        front.write("/domain/front/a/b/c", "1")
+        front.write("/domain/front/a/b-c", "2")
+        front.write("/domain/front/a/b/secret/below", "3")
+        front.write("/domain/front/ab", "4")
+        assert front.tree("/domain/front/a") == {"": b"", "b": b"", "b/c": b"1", "b/secret": b"",
+                                                 "b/secret/below": b"3", "b-c": b"2"}
+        with pytest.raises(DeniedError):
+            back.tree("/domain/front/a")
+        for path in ("a", "a/b", "a/b/c", "a/b-c", "a/b/secret/below"):
+            front.set_permissions(f"/domain/front/{path}", Permissions("front", Permit.READ))
+        assert back.tree("/domain/front/a") == {"": b"", "b": b"", "b/c": b"1", "b-c": b"2"}
+        assert "front/a/b/c" in host.tree("/domain")
+        assert "front/a/b/c" not in back.tree("/domain")
+
+
+def test_a_tree_of_many_pages_has_every_node_once() -> None:
+    with bench() as here:
+        front = here.join("front")
+        expected = {"": b""}
+        for outer in range(5):
+            expected[f"{outer}"] = b""
+            for inner in range(10):
+                path, value = f"{outer}/n-{inner}", f"{outer}{inner}".encode() * 400
+                front.write(f"/domain/front/many/{path}", value)
+                expected[path] = value
+        assert front.tree("/domain/front/many") == expected
+        front.write("/domain/front/long", bytes(2048))
+        front.write(f"/domain/front/long/{'n' * 64}", bytes(2048))
+        assert front.tree("/domain/front/long") == {"": bytes(2048), "n" * 64: bytes(2048)}
+
+
+def test_a_transaction_that_read_a_tree_conflicts_with_a_change_deep_in_it() -> None:
+    with bench() as here:
+        front, host = here.join("front"), here.join("host")
+        front.write("/domain/front/a/b/c", "1")
+        with pytest.raises(ConflictError):
+            read_deep_and_write(front, host)
+        assert front.get("/domain/front/x") is None
+
+
+def read_deep_and_write(front: Registry, host: Registry) -> None:
+    with front.transaction() as t:
+        assert t.tree("/domain/front/a")["b/c"] == b"1"
+        host.write("/domain/front/a/b/d", "2")
+        t.write("/domain/front/x", "3")
+
+
+def write_together(registry: Registry, *paths: str) -> None:
+    with registry.transaction(together=True) as t:
+        for path in paths:
+            t.write(path, "")
+
+
+def test_changes_that_are_sent_together_are_all_done_or_none() -> None:
+    with bench(Limits(nodes=30)) as here:
+        front = here.join("front")
+        with front.transaction(together=True) as t:
+            for index in range(20):
+                t.write(f"/domain/front/a/{index}", f"{index}")
+            assert t.read("/domain/front/a/19") == b"19", "a question is asked after them"
+        assert len(front.list("/domain/front/a")) == 20
+        with pytest.raises(QuotaError):
+            write_together(front, *(f"/domain/front/b/{index}" for index in range(20)))
+        assert front.get("/domain/front/b/0") is None
+        with pytest.raises(DeniedError):
+            write_together(front, "/domain/front/c", "/domain/back/c")
+        assert front.get("/domain/front/c") is None
+        for _ in range(20):  # and none is left open
+            with pytest.raises(NoSuchKeyError), front.transaction(together=True) as t:
+                t.rm("/domain/front/c")
+        front.write("/domain/front/c", "1")
+
+
+def test_a_watch_of_others_is_not_told_of_ones_own_changes() -> None:
+    with bench() as here:
+        front, host = here.join("front"), here.join("host")
+        told: list[Event] = []
+        front.watch("/domain/front", told.append, others=True)
+        while not told:
+            front.pump(0.01)
+        told.clear()
+        front.write("/domain/front/a", "1")
+        host.write("/domain/front/b", "2")
+        while not told:
+            front.pump(0.01)
+        assert told == [Event("/domain/front/b", 1)]
+
+
+def test_a_watch_that_waits_for_nothing_says_when_it_is_refused() -> None:
+    with bench(Limits(watches=1)) as here:
+        front, host = here.join("front"), here.join("host")
+        told: list[Event] = []
+        refused: list[Exception] = []
+        front.watch("/domain/front/a", told.append, refused=refused.append)
+        front.watch("/domain/front/b", told.append, refused=refused.append)
+        while not (told and refused):
+            front.pump(0.01)
+        assert isinstance(refused[0], QuotaError)
+        assert [event.path for event in told] == ["/domain/front/a"]
+        host.write("/domain/front/a", "x")
+        while len(told) < 2:
+            front.pump(0.01)
