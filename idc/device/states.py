@@ -9,6 +9,8 @@ The states are those of Xen's xenbus, and the two ends find each other as netfro
                                                        initialised   waits for the endpoints to meet
     connected     the two endpoints have met           connected
 
+That the endpoints have met tells an end as much as the other's word in the registry, and usually sooner.
+
 The table looks at what is the case (`Facts`), not at what has just happened, so that the order in which news comes
 makes no difference, and news that is lost none either. `Machine.look` goes as far as the facts lead.
 """
