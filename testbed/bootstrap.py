@@ -75,9 +75,18 @@ def missing_packages(dev: bool) -> list[str]:
         missing.append("llvm")
     if dev and not any(map(have_command, BROWSERS)):
         missing.append(BROWSERS[0])
+    if dev and not units_have_cffi():
+        missing.append("python3-cffi-backend")
     if dev and not list(Path("/usr/lib").glob("llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-x86_64.a")):
         missing.append(clang_runtime())
     return sorted(set(missing))
+
+
+def units_have_cffi() -> bool:
+    """Whether the system's Python, which systemd's units start, can load the core."""
+    python = Path("/usr/bin/python3")
+    return python.exists() and subprocess.run([python, "-c", "import _cffi_backend"], capture_output=True,
+                                              check=False).returncode == 0  # fmt: skip
 
 
 def clang_runtime() -> str:
