@@ -211,23 +211,27 @@ static int64_t handles(struct idc_engine *e, struct header head, const uint8_t *
 /* Polls for a slot's word, if that pays, as long as two sides that are awake need. Whether it came. */
 static inline bool comes(struct idc_ring *r, const uint8_t *slot, uint32_t want, int64_t spin_ns)
 {
-    if (spin_ns == 0 || (spin_ns > 0 && r->spin_score < SCORE_SPIN))
+    uint32_t score = r->spin_score;
+    if (spin_ns == 0 || (spin_ns > 0 && score < SCORE_SPIN))
         return false;
     const uint8_t *second = r->slot_size > LINE ? slot + LINE : slot;
+    r->spin_score = learned(score, true); /* beforehand, as in idc_msg_recv */
+    r->count.spins_won++;
     for (int polls = EAGER_POLLS; (uint32_t)load_acquire((const uint64_t *)(const void *)slot) != want;) {
         touch_line(second); /* it travels with the first line, not after it */
         for (int i = 0; i < POLL_GAP; i++)
             touch_line((const uint8_t *)r);
-        if (--polls == 0)
+        if (--polls == 0) {
+            r->spin_score = score;
+            r->count.spins_won--;
             return false;
+        }
     }
-    r->spin_score = learned(r->spin_score, true);
-    r->count.spins_won++;
     return true;
 }
 
-/* Copies the next frame to private memory: its length, or a negative result. That it was taken is announced by whoever
- * asks for frames, once for all. */
+/* Copies the next frame to private memory: its length, or a negative result. That it was taken is told by the index alone, and
+ * rings nobody: an endpoint never sleeps for room, since the ring has room for all that the quotas allow. */
 static inline int64_t receive(struct idc_ring *r, uint8_t *into, uint64_t cap)
 {
     const uint8_t *slot = next_slot(r);
@@ -296,8 +300,6 @@ int64_t idc_engine_take(struct idc_engine *e, void *buf, uint64_t cap, struct id
             got++;
         }
     }
-    int told = idc_notify(e->rx);
-    rc = told == IDC_OK ? rc : told;
     return got > 0 ? got : rc; /* what came before the end is delivered before the end; the next call finds that again */
 }
 
@@ -317,7 +319,8 @@ int64_t idc_engine_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc
         if (rc == IDC_OK)
             rc = idc_engine_take(e, buf, cap, events, n);
     } while (rc == IDC_AGAIN && timeout_ns != 0);
-    int told = idc_notify(e->tx); /* nothing is left unannounced on the way out, whatever the reason for it */
+    /* Nothing is left unannounced on the way out, whatever the reason for it. */
+    int told = e->tx->notified != e->tx->pos ? idc_notify(e->tx) : IDC_OK;
     return rc != IDC_OK ? rc : told;
 }
 

@@ -51,7 +51,9 @@ class Pace:
 
 
 QUICK = Pace(2, 0.08, 0.005, 1, quick=True)
-FULL = Pace(5, 0.12, 0.02, 2, quick=False)
+#: Rather more takes than longer ones, for the same reason as below: on a shared machine a cache line goes to and fro in
+#: 0.14 or 0.55 us, and changes between the two within tenths of a second.
+FULL = Pace(9, 0.07, 0.02, 2, quick=False)
 #: Of each turn of a comparison. Many short takes, since a neighbour on the same core comes and goes within tenths of a
 #: second: of two versions in turn, the median of 12 pairs of 40 ms varies by 1 to 2 % from turn to turn where two pairs
 #: of 80 ms do by 5 % (round trips of Python, on a shared machine on which each version alone varies by 20 to 30 %).
