@@ -1,7 +1,10 @@
 """What tests between processes share."""
 
+import interrupts
 import pytest
 import sanitized
+
+interrupts.allow()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import interrupts
 import pytest
 
 from images import Image, ensure
@@ -12,6 +13,8 @@ from testbed.run import Run
 from testbed.vm import Vm
 
 SpecMaker = Callable[..., VmSpec]
+
+interrupts.allow()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
