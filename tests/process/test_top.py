@@ -150,8 +150,7 @@ def test_the_screen_shows_sorts_filters_and_looks_closely(shared: Bed) -> None:
         screen.press("s")
         screen.until("PEERv")
         screen.press("/call?\x7fs")
-        screen.until("2 of 4 with 'calls'")
-        assert "link/bulk" not in screen.text
+        screen.until(lambda text: "2 of 4 with 'calls'" in text and "link/bulk" not in text)
         screen.press("\r\r")
         screen.until("channel calls: messages, connected")
         assert "round trips of front, a sample of 8" in screen.text
