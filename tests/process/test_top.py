@@ -153,7 +153,7 @@ def test_the_screen_shows_sorts_filters_and_looks_closely(shared: Bed) -> None:
         screen.until(lambda text: "2 of 4 with 'calls'" in text and "link/bulk" not in text)
         screen.press("\r\r")
         screen.until("channel calls: messages, connected")
-        assert "round trips of front, a sample of 8" in screen.text
+        screen.until("round trips of front, a sample of 8")
         transact(front, back, 64)
         for end in (front, back):
             end.arm()
