@@ -61,6 +61,10 @@ class Screen:
         """Words of the line that begins so."""
         return next((line.split() for line in self.lines if line.strip().startswith(start)), [])
 
+    def shows(self, *words: str) -> None:
+        """Wait for a line that begins with these words. A screen comes in pieces, of which a line may be two."""
+        self.until(lambda _: self.line(words[0])[:len(words)] == list(words))
+
     def _read(self) -> bool:
         """A little of the output; False at its end."""
         try:

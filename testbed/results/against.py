@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from testbed.bench.rows import Result, Row
     from testbed.bench.setting import Setting
+    from testbed.progress import Steps
 
 TURNS: Final = 12
 QUICK_TURNS: Final = 8
@@ -54,6 +55,8 @@ _STORE = "bench.sqlite"
 _BATON = "testbed/bench/baton.py"
 #: Seconds that a turn has to end its VMs when the whole is interrupted.
 END_SECONDS: Final = 20.0
+#: How often what a turn says of its progress is passed on, in ms.
+LOOK_MS: Final = 500
 
 Name = Literal["base", "this"]
 
@@ -116,19 +119,29 @@ def measure(setting: Setting, commit: str, turns: int) -> tuple[Measured, Measur
             base = _base(run, commit)
         this = Version("this", Path(sys.executable), ROOT, _made(run.directory / "this"))
         together = (base.root / _BATON).exists()
+        began = time.monotonic()
         for number in range(turns):
             order = (base, this) if number % 2 == 0 else (this, base)
-            with setting.steps.wait(f"turn {number + 1} of {turns}: {order[0].name} and {order[1].name}"):
+            with setting.steps.wait(f"turn {number + 1} of {turns}: {order[0].name} and {order[1].name}"
+                                    f"{_left(time.monotonic() - began, number, turns)}"):
                 if together:
                     _together(run, order, setting)
                 else:
                     for version in order:
-                        _ended([_started(run, version, _bench(version, setting))])
+                        _ended([_started(run, version, _bench(version, setting))], setting.steps)
         first, second = (_joined(version, session, together=together) for version in (base, this))
     notes = _notes(commit)
     if not together:
         notes += ("the base cannot take turns within a run yet: whole runs were alternated, which leaves more noise",)
     return _noted(first, notes), _noted(second, notes)
+
+
+def _left(seconds: float, done: int, turns: int) -> str:
+    """How long it will go on, for who waits; nothing before the first turn has told."""
+    if not done:
+        return ""
+    left = seconds / done * (turns - done)
+    return f", {left / 60:.0f} minutes to go" if left > 90 else f", {left:.0f} seconds to go"
 
 
 def _noted(measured: Measured, notes: tuple[str, ...]) -> Measured:
@@ -175,7 +188,7 @@ class _Started:
 
 def _bench(version: Version, setting: Setting, *more: str) -> list[str]:
     """One whole run, kept in the version's own database."""
-    argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", "--quiet", *more,
+    argv = [str(version.python), "-m", "testbed.cli", "bench", "--quick", *more,
             "--domains", ",".join(sorted(setting.domains)), "--accel", setting.accel, "--qemu", setting.qemu,
             *setting.names]  # fmt: skip
     # Not marked as this run's: it has a run and a keeper of its own, which by that mark would be ended before they
@@ -198,7 +211,7 @@ def _together(run: Run, order: Sequence[Version], setting: Setting) -> None:
     finally:
         for link in links:
             link.close()  # so that the end of one is seen by the other
-    _ended(started)
+    _ended(started, setting.steps)
 
 
 def _started(run: Run, version: Version, argv: Sequence[str], *fds: int) -> _Started:
@@ -219,17 +232,18 @@ def _must(run: Run, argv: Sequence[str], *, cwd: Path | None = None) -> None:
     _ended([_start(run, argv, "base", "base.err", cwd=cwd)])
 
 
-def _ended(started: Sequence[_Started]) -> None:
-    """Wait until all have ended well. Raises BenchFailed for the first that has not, with the last line that it said,
-    and ends the others.
+def _ended(started: Sequence[_Started], steps: Steps | None = None) -> None:
+    """Wait until all have ended well, and pass on to `steps` what the first of them says of its progress. Raises
+    BenchFailed for the first that has not, with the last line that it said, and ends the others.
     """
     left = {os.pidfd_open(each.process.pid): each for each in started}
+    told = 0
     try:
         poller = select.poll()
         for fd in left:
             poller.register(fd, select.POLLIN)
         while left:
-            for fd, _ in poller.poll():
+            for fd, _ in poller.poll(LOOK_MS):
                 poller.unregister(fd)
                 os.close(fd)
                 each = left.pop(fd)
@@ -237,6 +251,11 @@ def _ended(started: Sequence[_Started]) -> None:
                     lines = each.log.read_text(errors="replace").strip().splitlines()
                     raise BenchFailed(f"{each.what}: `{each.words}` ended with {code}: "
                                       f"{lines[-1] if lines else 'no word'}")
+            if steps is not None:
+                *whole, _ = started[0].log.read_text(errors="replace").split("\n")
+                for line in whole[told:]:
+                    steps.say(f"  {line}")
+                told = len(whole)
     except BaseException:
         _end(list(left.values()))
         raise

@@ -140,7 +140,7 @@ def test_two_commits_are_each_built_and_measured_in_turn(scratch: Scratch, tmp_p
     (scratch.root / "testbed/bench/names/fixed.py").write_text(FIXED.format(value=110.0))
     run = scratch.bench("fixed", "--against", "HEAD~1", "--turns", "2")
     assert run.returncode == 0, run.stderr
-    turns = re.findall(r"^turn (\d) of 2: (\w+) and (\w+) \.\.\.$", run.stderr, re.MULTILINE)
+    turns = re.findall(r"^turn (\d) of 2: (\w+) and (\w+)(?:, \d+ seconds to go)? \.\.\.$", run.stderr, re.MULTILINE)
     assert turns == [("1", "base", "this"), ("2", "this", "base")]
     assert "+10.0%" in run.stdout
     assert "cannot tell for 1 rows: 2 and 2 turns show nothing at a level of 1%; at least 8 in turn" in run.stdout
@@ -182,6 +182,7 @@ def test_takes_of_both_are_kept_and_a_base_from_before_runs_whole(scratch: Scrat
         run = scratch.bench("few", "--against", commit, "--turns", "2")
         assert run.returncode == 0, run.stderr
         assert (note in run.stdout) == (takes == 0)
+        assert run.stderr.count("\n  process: few ...\n") == (2 if takes else 4), "each turn says what it is about"
         with Store(tmp_path / "data" / "bench.sqlite") as store:
             for result in map(store.result, store.runs()[-2:]):
                 for row in result.results:

@@ -69,10 +69,10 @@ def test_what_real_vms_do_is_seen_and_so_is_their_end() -> None:
                 assert trips[0].value > 0
                 user.kill()
                 screen.press("1")
-                screen.until(lambda _: screen.line("back")[1:2] == ["running"])
+                screen.shows("back", "running")
                 os.kill(next(int(vm["pid"]) for vm in told["vms"] if vm["vm"] == "back"), signal.SIGKILL)
                 screen.until("ended: QEMU ended (signal SIGKILL)")
-                assert screen.line("front")[1] == "running"
+                screen.shows("front", "running")
                 run("down", "--all", "--force")
                 screen.until("no testbed runs; waiting for one")
                 screen.press("q")
