@@ -15,12 +15,17 @@ static int64_t left_until(uint64_t deadline)
     return now < deadline ? (int64_t)(deadline - now) : 0;
 }
 
-/* Waits for *word == value by polling alone. */
-static int poll_word(const uint64_t *word, uint64_t value, uint64_t deadline)
+/* Waits for *word == value by polling alone, with `gap` loads of another line between two polls: a poll takes the line
+ * from a writer who may not be done with it, so which is faster depends on the machine. */
+static inline int poll_word(const uint64_t *word, uint64_t value, int gap, uint64_t deadline)
 {
-    for (uint32_t polls = 1; load_acquire(word) != value; polls++)
+    uint64_t other = 0;
+    for (uint32_t polls = 1; load_acquire(word) != value; polls++) {
+        for (int i = 0; i < gap; i++)
+            touch_line((const uint8_t *)&other);
         if (polls % POLLS_PER_CLOCK == 0 && idc_now_ns() >= deadline)
             return IDC_TIMEOUT;
+    }
     return IDC_OK;
 }
 
@@ -93,8 +98,8 @@ int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, ui
     return rc < 0 ? rc : (int64_t)done;
 }
 
-int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per,
-                           uint64_t deadline)
+static inline int64_t line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per, int gap,
+                                uint64_t deadline)
 {
     if (per == 0)
         return IDC_EINVAL;
@@ -102,7 +107,7 @@ int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, ui
     for (uint64_t done = 0; done < n; done++) {
         for (uint64_t i = 0; i < per; i++) {
             store_release(mine, ++turn);
-            int rc = poll_word(theirs, turn, deadline);
+            int rc = poll_word(theirs, turn, gap, deadline);
             if (rc != IDC_OK)
                 return rc;
         }
@@ -113,15 +118,28 @@ int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, ui
     return (int64_t)n;
 }
 
-int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, uint64_t deadline)
+static inline int64_t line_pong(void *mine, const void *theirs, uint64_t rounds, int gap, uint64_t deadline)
 {
     for (uint64_t turn = 1; turn <= rounds; turn++) {
-        int rc = poll_word(theirs, turn, deadline);
+        int rc = poll_word(theirs, turn, gap, deadline);
         if (rc != IDC_OK)
             return rc;
         store_release(mine, turn);
     }
     return (int64_t)rounds;
+}
+
+/* A loop of its own for each way to poll: the one without a gap does not even ask. */
+int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per, int gap,
+                           uint64_t deadline)
+{
+    return gap ? line_ping(mine, theirs, samples, n, per, POLL_GAP, deadline)
+               : line_ping(mine, theirs, samples, n, per, 0, deadline);
+}
+
+int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, int gap, uint64_t deadline)
+{
+    return gap ? line_pong(mine, theirs, rounds, POLL_GAP, deadline) : line_pong(mine, theirs, rounds, 0, deadline);
 }
 
 int64_t idc_loop_bell_ping(const struct idc_bell *bell, int wake_fd, uint64_t *samples, uint64_t n, uint64_t per,

@@ -12,9 +12,9 @@
 int64_t idc_loop_echo(struct idc_ring *rx, struct idc_ring *tx, uint64_t rounds, int64_t spin_ns, uint64_t deadline);
 int64_t idc_loop_ping(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, uint64_t *samples, uint64_t n,
                       uint64_t per, int64_t spin_ns, uint64_t deadline);
-int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per,
-                           uint64_t deadline);
-int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, uint64_t deadline);
+int64_t idc_loop_line_ping(void *mine, const void *theirs, uint64_t *samples, uint64_t n, uint64_t per, int gap,
+                           uint64_t deadline); /* `gap` not 0: with something between two polls */
+int64_t idc_loop_line_pong(void *mine, const void *theirs, uint64_t rounds, int gap, uint64_t deadline);
 int64_t idc_loop_bell_ping(const struct idc_bell *bell, int wake_fd, uint64_t *samples, uint64_t n, uint64_t per,
                            uint64_t deadline);
 int64_t idc_loop_bell_pong(const struct idc_bell *bell, int wake_fd, uint64_t rounds, uint64_t deadline);
@@ -29,6 +29,7 @@ int64_t idc_loop_pipe_in(void *indexes, const void *data, uint64_t slots, uint64
 
 /* --- idc/measure/paced.c --- */
 int64_t idc_loop_clock(uint64_t n); /* ns for n readings of the clock */
+void idc_sleep_until(uint64_t due); /* idc_now_ns; asleep for most of it, polling at the end */
 /* n messages one way, as fast as they go. */
 int64_t idc_loop_send(struct idc_ring *tx, uint64_t len, uint64_t n, int64_t spin_ns, uint64_t deadline);
 int64_t idc_loop_receive(struct idc_ring *rx, uint64_t n, int64_t spin_ns, uint64_t deadline);
@@ -38,6 +39,8 @@ int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, u
 /* --- idc/measure/sockets.c --- */
 int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t per, int polls,
                          uint64_t deadline);
+/* Round trips due every interval_ns, each measured from when it was due; the next is sent when the last is back. */
+int64_t idc_loop_fd_paced(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t interval_ns, uint64_t deadline);
 int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline);
 int64_t idc_loop_fd_out(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);
 int64_t idc_loop_fd_in(int fd, uint64_t total, uint64_t chunk, uint64_t deadline);

@@ -5,6 +5,7 @@
 #include "measure.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 /* What a wait may take: until the deadline, and no longer than `most`. 0: the deadline has passed. */
 static int64_t left_until(uint64_t deadline, uint64_t now, uint64_t most)
@@ -18,6 +19,21 @@ static int64_t left_until(uint64_t deadline, uint64_t now, uint64_t most)
 static bool again(int64_t rc, int64_t spin_ns)
 {
     return rc == IDC_AGAIN || (rc == IDC_INTR && spin_ns != 0);
+}
+
+/* A sleeper wakes up late; the rest is polled. */
+enum { SLEEP_LEAST_NS = 400000, SLEEP_SHORT_NS = 200000 };
+
+void idc_sleep_until(uint64_t due)
+{
+    uint64_t now = idc_now_ns();
+    if (due > now + SLEEP_LEAST_NS) {
+        uint64_t ns = due - now - SLEEP_SHORT_NS;
+        struct timespec time = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+        nanosleep(&time, NULL);
+    }
+    while (idc_now_ns() < due)
+        ;
 }
 
 int64_t idc_loop_clock(uint64_t n)
@@ -96,7 +112,9 @@ int64_t idc_loop_paced(struct idc_ring *tx, struct idc_ring *rx, uint64_t len, u
             due += full ? 0 : interval_ns;
         }
         uint64_t until = full || sent == n ? UINT64_MAX : due > now ? due - now : 0;
-        if (back == sent) { /* nothing under way: only the timetable is waited for */
+        if (back == sent) { /* nothing under way: only the timetable is waited for, asleep unless the mode is polling */
+            if (spin_ns >= 0 && until > SLEEP_LEAST_NS)
+                idc_sleep_until(due);
             rc = IDC_AGAIN;
         } else if (spin_ns < 0 || until <= (uint64_t)spin_ns) { /* it is not worth to sleep until the next is due */
             rc = idc_msg_recv(rx, buf, rx->slot_size, 0, 0);

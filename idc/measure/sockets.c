@@ -81,6 +81,27 @@ int64_t idc_loop_fd_ping(int fd, uint64_t len, uint64_t *samples, uint64_t n, ui
     return rc < 0 ? rc : (int64_t)done;
 }
 
+int64_t idc_loop_fd_paced(int fd, uint64_t len, uint64_t *samples, uint64_t n, uint64_t interval_ns, uint64_t deadline)
+{
+    uint8_t *buf = len == 0 ? NULL : calloc(1, len);
+    if (buf == NULL)
+        return IDC_EINVAL;
+    int64_t rc = IDC_OK;
+    uint64_t done = 0, start = idc_now_ns();
+    for (; rc >= 0 && done < n; done++) {
+        uint64_t due = start + done * interval_ns;
+        idc_sleep_until(due);
+        rc = put(fd, buf, len, 0, deadline);
+        if (rc >= 0)
+            rc = take(fd, buf, len, len, 0, deadline);
+        if (rc < 0)
+            break;
+        samples[done] = idc_now_ns() - due;
+    }
+    free(buf);
+    return rc < 0 ? rc : (int64_t)done;
+}
+
 int64_t idc_loop_fd_echo(int fd, uint64_t len, uint64_t rounds, int polls, uint64_t deadline)
 {
     uint8_t *buf = len == 0 ? NULL : calloc(1, len);

@@ -123,13 +123,13 @@ class Worker(CallCommands):
         lib.idc_bell_wait(self._wake, 0)
         return {}
 
-    def do_line(self, role: str, count: int, per: int, warm: int) -> Answer:
-        """Bare cache line, there and back."""
+    def do_line(self, role: str, count: int, per: int, warm: int, gap: bool = False) -> Answer:
+        """Bare cache line, there and back; `gap`: with as much between two polls as a ring's receiver has."""
         mine, theirs = self._words(role, 0)
         if role == "far":
-            return self._timed(lambda: lib.idc_loop_line_pong(mine, theirs, warm + count * per, self._deadline()))
+            return self._timed(lambda: lib.idc_loop_line_pong(mine, theirs, warm + count * per, gap, self._deadline()))
         # the count of turns goes on where the warm-up left it, so the warm-up is samples of the same call
-        return self._ping(lambda view, n: lib.idc_loop_line_ping(mine, theirs, view, n, per, self._deadline()),
+        return self._ping(lambda view, n: lib.idc_loop_line_ping(mine, theirs, view, n, per, gap, self._deadline()),
                           count, -(-warm // per), in_one=True)
 
     def do_bell(self, role: str, count: int, per: int, warm: int) -> Answer:
@@ -153,10 +153,11 @@ class Worker(CallCommands):
         mine, theirs = self._words(role, at)
         words, data, deadline = self._words_at + at + INDEXES, self._memory + self._bare.data_ab, self._deadline()
         if role == "far":
-            self._check(lib.idc_loop_line_pong(mine, theirs, 1, deadline))
+            self._check(lib.idc_loop_line_pong(mine, theirs, 1, False, deadline))
             loop = lib.idc_loop_pipe_in
         else:
-            self._check(lib.idc_loop_line_ping(mine, theirs, ffi.new("uint64_t[1]"), 1, 1, deadline))  # both are there
+            met = ffi.new("uint64_t[1]")  # so both are there
+            self._check(lib.idc_loop_line_ping(mine, theirs, met, 1, 1, False, deadline))
             loop = lib.idc_loop_pipe_out
         shape = (one["slots"], one["chunk"], one["total"], one["routine"])
         return self._timed(lambda: loop(words, data, *shape, deadline))
@@ -271,6 +272,14 @@ class Worker(CallCommands):
             return self._timed(lambda: self._keep(ends.ping(size, count, per)))
         return self._ping(lambda view, n: lib.idc_loop_fd_ping(fd, size, view, n, per, polls, self._deadline()),
                           count, -(-warm // per))
+
+    def do_socket_paced(self, name: str, size: int, count: int, interval: int, warm: int) -> Answer:
+        """Near: `size` bytes due every `interval` ns over a socket, each timed from when it was due. Far:
+        "socket_rtt"."""
+        ends = self._sockets[name]
+        fd = ends.sock.fileno() if ends.sock else -1
+        return self._ping(lambda view, n: lib.idc_loop_fd_paced(fd, size, view, n, interval, self._deadline()),
+                          count, warm)
 
     def do_framed_rtt(self, role: str, name: str, size: int, count: int, per: int, warm: int) -> Answer:
         """Messages with their length before them, of `size` bytes, there and back over a socket, in Python."""

@@ -1,6 +1,7 @@
 """What the figures must show, judged from a result and nothing else: `judge(result)`. Pure.
 
-Each bar compares two rows of one run, round by round. One that it has no rows for is open: neither held nor failed.
+Each bar compares two rows of one run, round by round: the median of the rounds' ratios counts, and their range is told.
+One that it has no rows for is open: neither held nor failed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from testbed.bench.rows import Result, Row
 
 MAIN = 64 << 10
+
+
+@dataclass(frozen=True)
+class Have:
+    """What there is: `value`, and the least and the most of the rounds; None where they cannot be told apart."""
+
+    value: float
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Bar:
     what: str
     need: float
     sense: Literal["<=", ">="]
-    ratio: Callable[[Result], float | None]
+    ratio: Callable[[Result], Have | None]
 
 
 @dataclass(frozen=True)
@@ -41,40 +51,56 @@ class Verdict:
     bar: Bar
     have: float | None
     held: bool | None
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def range(self) -> str:
+        """Of the rounds; a bar within it is not far from the other verdict."""
+        return "" if self.least is None or self.most is None else f"{self.least:.3g}-{self.most:.3g}"
 
 
 RowKey = tuple[str, str, str | None, str, int]
 
 
-def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> Callable[[Result], float | None]:
-    """One row by another, see `_ratios`; of several, by the best of those that were measured.
+def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> Callable[[Result], Have | None]:
+    """One row by another, see `by_rounds`; of several, by the best of those that were measured.
 
     With `variants`, by the best of those ways to the other row whose names start so, and not by the row's own.
     """
 
-    def ratio(result: Result) -> float | None:
+    def ratio(result: Result) -> Have | None:
         row = _find(result, above, domains)
         others = [found for key in below if (found := _find(result, key, domains)) is not None]
         if row is None or not others:
             return None
         ratios = [ratio for other in others for ratio in _ratios(row, other, variants)]
-        return (max if row.unit == "ns" else min)(ratios, default=None)
+        return (max if row.unit == "ns" else min)(ratios, key=lambda have: have.value, default=None)
 
     return ratio
 
 
-def _ratios(row: Row, other: Row, variants: str) -> list[float]:
+def by_rounds(row: Row, other: Row) -> Have:
     """Of neighbours: the median of the rounds' ratios, since a machine that drifts moves both figures of a round alike.
-
-    Ways to a row that were tried once only, and rows of which not every round is known, are compared by their figures.
+    Of rows of which not every round is known, their figures'.
     """
-    if variants:
-        figures = [figure for name, figure in (other.variants or {other.variant: other.figure}).items()
-                   if name.startswith(variants)]
-        return [row.figure / figure for figure in figures]
-    if row.rounds and len(row.rounds) == len(other.rounds):
-        return [statistics.median(one / two for one, two in zip(row.rounds, other.rounds, strict=True))]
-    return [row.figure / other.figure]
+    return _have(row.figure, row.rounds, other.figure, other.rounds)
+
+
+def _have(above: float, aboves: Sequence[float], below: float, belows: Sequence[float]) -> Have:
+    if aboves and len(aboves) == len(belows):
+        ratios = [one / two for one, two in zip(aboves, belows, strict=True)]
+        return Have(statistics.median(ratios), min(ratios), max(ratios))
+    return Have(above / below)
+
+
+def _ratios(row: Row, other: Row, variants: str) -> list[Have]:
+    """By one row, or by the ways to it whose names start with `variants`: those tried only once have no rounds."""
+    if not variants:
+        return [by_rounds(row, other)]
+    ways = other.variants or {other.variant: other.figure}
+    return [by_rounds(row, other) if name == other.variant else Have(row.figure / figure)
+            for name, figure in ways.items() if name.startswith(variants)]
 
 
 def _find(result: Result, key: RowKey, domains: str) -> Row | None:
@@ -109,27 +135,28 @@ class _Is:
     strategy: str | None = None
     touched: bool | None = None
 
-    def figure(self, result: Result, domains: str) -> float | None:
-        """Of the row that is, as a rate: operations or bytes a second."""
+    def rates(self, result: Result, domains: str) -> tuple[float, list[float]] | None:
+        """Of the row that is, and its rounds: operations or bytes a second."""
         for row in result.results:
             if row.domains == domains and all(getattr(row, key) == value for key, value in vars(self).items()):
-                return 1e9 / row.figure if row.unit == "ns" else row.figure
+                figure, *rounds = (1e9 / value if row.unit == "ns" else value for value in (row.figure, *row.rounds))
+                return figure, rounds
         return None
 
 
 def _times(what: str, above: _Is, below: _Is, need: float, domains: str = "vm-vm") -> Bar:
     """The rate of one row must be at least `need` times that of another."""
 
-    def ratio(result: Result) -> float | None:
-        first, second = above.figure(result, domains), below.figure(result, domains)
-        return None if first is None or second is None else first / second
+    def ratio(result: Result) -> Have | None:
+        first, second = above.rates(result, domains), below.rates(result, domains)
+        return None if first is None or second is None else _have(*first, *second)
 
     return Bar(f"{domains}: {what}", need, ">=", ratio)
 
 
 def _slower(what: str, above: _Is, below: _Is, need: float) -> Bar:
     """One operation may take at most `need` times as long as one of another row."""
-    bar = _times(what, below, above, need)
+    bar = _times(what, below, above, need)  # their rates the other way round
     return Bar(bar.what, need, "<=", bar.ratio)
 
 
@@ -168,9 +195,9 @@ NET_BARS = (
 def _connect(mode: str, words: str, need: float) -> Bar:
     """Milliseconds, the median: what a user waits for."""
 
-    def figure(result: Result) -> float | None:
+    def figure(result: Result) -> Have | None:
         row = _find(result, ("connect", "ivshmem", mode, "python", 0), "vm-vm")
-        return None if row is None else row.p50
+        return None if row is None or row.p50 is None else Have(row.p50)
 
     return Bar(f"vm-vm: ms to connect a device, {words}, p50", need, "<=", figure)
 
@@ -178,11 +205,11 @@ def _connect(mode: str, words: str, need: float) -> Bar:
 def _disk(op: str, depth: int, need: float) -> Bar:
     """One row of "block" by the same over TCP."""
 
-    def ratio(result: Result) -> float | None:
+    def ratio(result: Result) -> Have | None:
         rows = {row.path: row for row in result.results if (row.name, row.op, row.depth) == ("block", op, depth)}
         if not {"ivshmem", "nbd-tcp"} <= rows.keys():
             return None
-        return rows["ivshmem"].figure / rows["nbd-tcp"].figure
+        return by_rounds(rows["ivshmem"], rows["nbd-tcp"])
 
     return Bar(f"vm-vm: block {op}, depth {depth}, by NBD over TCP", need, ">=", ratio)
 
@@ -190,12 +217,12 @@ def _disk(op: str, depth: int, need: float) -> Bar:
 def _traced(api: str, outstanding: int | None, words: str) -> tuple[Bar, Bar]:
     """What tracing costs transactions, %: nothing that can be told while it is off; little while it is on."""
 
-    def found(name: str, mode: str) -> Callable[[Result], float | None]:
-        def figure(result: Result) -> float | None:
+    def found(name: str, mode: str) -> Callable[[Result], Have | None]:
+        def figure(result: Result) -> Have | None:
             for row in result.results:
                 if ((row.name, row.mode, row.api, row.outstanding, row.domains)
                         == (name, mode, api, outstanding, "process")):
-                    return abs(row.figure)
+                    return Have(abs(row.figure))
             return None
 
         return figure
@@ -239,7 +266,9 @@ def judge(result: Result) -> list[Verdict]:
     """Each bar against the rows of one run."""
     verdicts = []
     for bar in BARS:
-        have = bar.ratio(result)
-        held = None if have is None else have <= bar.need if bar.sense == "<=" else have >= bar.need
-        verdicts.append(Verdict(bar, have, held))
+        if (have := bar.ratio(result)) is None:
+            verdicts.append(Verdict(bar, None, None))
+            continue
+        held = have.value <= bar.need if bar.sense == "<=" else have.value >= bar.need
+        verdicts.append(Verdict(bar, have.value, held, have.least, have.most))
     return verdicts

@@ -60,6 +60,11 @@ FULL = Pace(9, 0.07, 0.02, 2, quick=False)
 IN_TURN = Pace(12, 0.04, 0.005, 1, quick=True)
 
 
+#: Processor seconds of all takes of a row below which nothing is said of them: what a take has beside its loop varies
+#: by some ms.
+LEAST_CPU = 0.05
+
+
 @dataclass
 class Group:
     """Subjects measured in turn between the ends of one pair.
@@ -111,7 +116,8 @@ def measure(group: Group, pace: Pace, baton: Baton = ALONE) -> list[Found]:
                 baton.next()
     found = []
     for variants in _by_key(subjects).values():
-        rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)]) for subject in variants]
+        rows = [_row(subject, takes[id(subject)], group.pair, warm[id(subject)],
+                     counted=group.during is contextlib.nullcontext) for subject in variants]  # fmt: skip
         found.append(_best(rows, tried.get(variants[0].key, {})))
     return found
 
@@ -154,14 +160,22 @@ def _same_samples(subjects: list[Subject]) -> None:
             subject.per = per
 
 
-def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Found:
+def _cost(takes: list[Taken]) -> dict[str, float]:
+    """Processor seconds for one unit, by place: of all takes together, for single ones are short. Empty: too few."""
+    host, own = sum(taken.host_units for taken in takes), sum(taken.own_units for taken in takes)
+    used = {place: sum(taken.used[place] for taken in takes) for place in takes[0].used}
+    if not host or used["host_near"] + used["host_far"] < LEAST_CPU:
+        return {}
+    return {place: seconds / (host if place.startswith("host") else own) for place, seconds in used.items()}
+
+
+def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int, *, counted: bool) -> Found:
     key = subject.key
-    costs = [taken for taken in takes if taken.cpu_s is not None]
+    cost = _cost(takes) if counted else {}  # of a load of our own the VMs' processor time is not this row's
     row = Row(
         name=key.name, path=key.path, domains=pair.domains, mode=key.mode, api=key.api, size=key.size, unit=key.unit,
         samples=len(takes), variant=subject.variant, note=subject.note,
-        cpu_s=statistics.fmean(taken.cpu_s or 0.0 for taken in costs) if costs else None,
-        cpu={place: statistics.fmean(taken.cpu[place] for taken in costs) for place in costs[0].cpu} if costs else {},
+        cpu_s=cost["host_near"] + cost["host_far"] if cost else None, cpu=cost,
         warmup=prepared + sum(taken.warmup for taken in takes), late=sum(taken.late for taken in takes),
         offered=next((taken.offered for taken in takes if taken.offered), None), outstanding=key.outstanding,
         strategy=key.strategy, route=key.route, touched=key.touched,
@@ -170,11 +184,9 @@ def _row(subject: Subject, takes: list[Taken], pair: Pair, prepared: int) -> Fou
     if not sampled:
         values = tuple(taken.value for taken in takes if taken.value is not None)
         return Found(dataclasses.replace(row, value=statistics.median(values), rounds=values), None)
-    # As many of each round as the slowest gave: else a path that is fast in one round and slow in the next would be
-    # judged by the fast one, which gave a hundred times the samples in the same time.
-    histogram, least = Histogram(), min(map(len, sampled))
+    histogram = Histogram()
     for samples in sampled:
-        histogram.record(samples[:least])
+        histogram.record(samples)
     at = histogram.percentiles()
     rounds = tuple(float(statistics.median_low(samples)) for samples in sampled)
     return Found(dataclasses.replace(row, samples=histogram.count, p50=at.p50, p90=at.p90, p99=at.p99, p999=at.p999,

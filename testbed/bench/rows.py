@@ -24,11 +24,12 @@ class Row:
     """One thing measured. Round trips in ns with percentiles, everything else a `value` in its `unit`.
 
     Attributes:
-        name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable), "rtt-busy" (each VM's CPU
-            shared with a burner), "rate", "stream"; "transact", "bulk" and "face" (the IDC API:
-            transactions, bulk transfers, the stream face); "cold-boot", "clone", "clone-memory", "clone-memory-pss",
-            "clone-idle"; "block" (fio on a disk); "net" (iperf3 over a network device), "ping"; "trace" (round trips of
-            endpoints), "trace-cost" (what tracing adds), "trace-bound" (the farther end of its 95 % interval).
+        name: "rtt" (closed loop, nothing else running), "rtt-open" (sent by a timetable, at half of what that did),
+            "rtt-rare" (one every 2 ms), "rtt-busy" and "rtt-busy-rare" (each VM's CPU shared with a burner), "rate",
+            "stream"; "transact", "bulk" and "face" (the IDC API: transactions, bulk transfers, the stream face);
+            "cold-boot", "clone", "clone-memory", "clone-memory-pss", "clone-idle"; "block" (fio on a disk); "net"
+            (iperf3 over a network device), "ping"; "trace" (round trips of endpoints), "trace-cost" (what tracing
+            adds), "trace-bound" (the farther end of its 95 % interval).
         path: "ivshmem", "limit", or a peer: "tcp", "vsock", "unix", "iceoryx2", "virtio-net"; "boot" of boots. Of
             "transact" and "bulk" also "ring" (a ring alone, the core's) and "idc-tcp" (the IDC API over its TCP
             transport).
@@ -41,10 +42,10 @@ class Row:
             one bulk transfer.
         unit: "ns", "msg/s", "txn/s", "B/s", "Mbit/s" ("net"), "us" ("ping") and, of boots, "s", "MB", "%".
         samples: recorded in the histogram; of a `value`, the rounds it is the median of.
-        p50, p90, p99, p999, max: of all samples of all rounds.
+        p50, p90, p99, p999, max: of all samples of all rounds; see `told`.
         value: the median of the rounds.
         cpu_s: processor seconds of both ends, QEMUs included, as the host counts them: for 1,000 operations (rtt and
-            rate), for a GB (stream). None where it was too short to count.
+            rate), for a GB (stream). None where it was too short to count, or a load of ours ran beside.
         per: round trips in one sample, which is their mean. 1: a sample is one round trip.
         clock_ns: what one reading of the clock costs at the end that keeps the time; part of each sample.
         warmup: operations before, thrown away.
@@ -58,7 +59,7 @@ class Row:
         offered: operations a second that were asked for ("rtt-open").
         late: times that progress was found by the safety recheck and no doorbell; 0 unless one was lost.
         note: what a reader must know.
-        outstanding: transactions under way at a time ("transact"); of "bulk", transfers.
+        outstanding: transactions under way at a time ("transact"); of "bulk", transfers; of "rate", messages in a call.
         strategy: "copy", "map" or "handover" ("bulk").
         route: how the bytes of "bulk" move: "direct" (both ends are members of the region).
         touched: whether the consumer of "bulk" summed every byte.
@@ -105,6 +106,13 @@ class Row:
         found = self.p50 if self.p50 is not None else self.value
         assert found is not None, "one of the two is always there"
         return found
+
+    @property
+    def told(self) -> tuple[float | None, ...]:
+        """p50, p90, p99, p99.9 and the maximum; None for one that has fewer than ten samples beyond it, which would be
+        another name of the maximum."""
+        tails = ((self.p90, 100), (self.p99, 1_000), (self.p999, 10_000))
+        return (self.p50, *(value if self.samples >= least else None for value, least in tails), self.max)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what was not measured is absent, but a mode of None is one."""

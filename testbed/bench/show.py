@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from testbed.bench import words
-from testbed.bench.bars import judge
+from testbed.bench.bars import by_rounds, judge
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from testbed.bench.rows import Result, Row
 
 _TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
+           "rtt-rare": "round trips, one every 2 ms",
            "rtt-busy": "round trips, each VM's CPU shared with a burner",
+           "rtt-busy-rare": "round trips, one every 2 ms, each VM's CPU shared with a burner",
            "trace": "transactions of endpoints, by what is traced"}
 
 
@@ -93,12 +95,12 @@ def show_bars(result: Result, console: Console) -> None:
     verdicts = [verdict for verdict in judge(result) if verdict.held is not None]
     if not verdicts:
         return
-    table = Table("bar", "need", "have", "", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("bar", "need", "have", "of rounds", "", box=SIMPLE_HEAD, pad_edge=False)
     for verdict in verdicts:
         bar = verdict.bar
         style = "" if verdict.held else "bold red"
         table.add_row(bar.what, f"{'at most' if bar.sense == '<=' else 'at least'} {bar.need:g}", f"{verdict.have:.3g}",
-                      "holds" if verdict.held else "FAILS", style=style)
+                      verdict.range, "holds" if verdict.held else "FAILS", style=style)
     console.print(table)
 
 
@@ -118,30 +120,33 @@ def _round_trips(rows: list[Row], result: Result) -> Table:
     table = _table("p50", "p90", "p99", "p99.9", "max", "p50 of rounds", "limit x", "peer/this", "samples",
                    "CPU s/1000")
     for row in rows:
-        cells = [words.micros(value) for value in (row.p50, row.p90, row.p99, row.p999, row.max)]
+        cells = ["" if value is None else words.micros(value) for value in row.told]
         limit = result.find(row.name, "limit", row.domains, row.mode if row.mode in ("poll", "doorbell") else "poll",
                             "core", row.size) or result.find(row.name, "ring", row.domains, row.mode, "core", row.size)
-        peer = min((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)
+        peers = [other for other in rows if words.is_peer(other) and other.api == row.api]
+        peer = min(peers, key=lambda other: other.figure, default=None)
         ours = row.path in words.OURS
         samples = f"{row.samples}" + (f" of {row.per}" if row.per > 1 else "")
         rounds = f"{words.micros(min(row.rounds))}-{words.micros(max(row.rounds))}"
-        table.add_row(words.title(row), *cells, rounds, f"{row.figure / limit.figure:.2f}" if ours and limit else "",
-                      f"{peer / row.figure:.1f}" if ours and peer else "", samples, _cpu(row))
+        table.add_row(words.title(row), *cells, rounds, f"{by_rounds(row, limit).value:.2f}" if ours and limit else "",
+                      f"{by_rounds(peer, row).value:.1f}" if ours and peer else "", samples, _cpu(row))
     return table
 
 
 def _values(rows: list[Row]) -> Table:
-    limit = max((row.figure for row in rows if row.path == "ring" or (row.path, row.mode) == ("limit", "pipeline")),
-                default=0.0)
+    limits = [row for row in rows if row.path == "ring" or (row.path, row.mode) == ("limit", "pipeline")]
+    limit = max(limits, key=lambda row: row.figure, default=None)
     unit = rows[0].unit
     cost = "CPU s/GB" if unit in ("B/s", "MB/s") else "CPU s/1000"
     table = _table("median", "least", "most", "of limit", "peer x", cost)
     for row in rows:
         ours = row.path in words.OURS
-        peer = max((other.figure for other in rows if words.is_peer(other) and other.api == row.api), default=0.0)
+        peers = [other for other in rows if words.is_peer(other) and other.api == row.api
+                 and (row.name != "rate" or row.api == "core" or other.outstanding == row.outstanding)]
+        peer = max(peers, key=lambda other: other.figure, default=None)
         spread = (words.rate(value, unit) for value in (row.figure, min(row.rounds), max(row.rounds)))
-        table.add_row(words.title(row), *spread, f"{row.figure / limit:.0%}" if ours and limit else "",
-                      f"{row.figure / peer:.1f}" if ours and peer else "", _cpu(row))
+        table.add_row(words.title(row), *spread, f"{by_rounds(row, limit).value:.0%}" if ours and limit else "",
+                      f"{by_rounds(row, peer).value:.1f}" if ours and peer else "", _cpu(row))
     return table
 
 

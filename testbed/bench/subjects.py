@@ -27,10 +27,14 @@ MOST_SAMPLES = 20_000
 WARM_PART = 0.05
 #: Share of the closed loop's rate that an open loop is sent at.
 OPEN_SHARE = 0.5
+#: ns from one to the next where messages are rare: longer than anybody polls.
+RARE_NS = 2_000_000
+#: Seconds of a take in which they are: 70 ms would be 35 messages.
+RARE_SECONDS = 0.3
 #: Bulk transfers under way at a time: the next is announced while one is consumed.
 BULK_DEPTH = 2
-#: CPU time is counted in steps of 10 ms; a take with fewer of them says nothing of it.
-LEAST_CPU = 0.05
+#: What pieces the ring publishes: a larger one goes in several, and so may the limit's.
+PIECE = 32 << 10
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class Taken:
         samples: ns, where single operations were timed.
         value: operations, messages or bytes a second, where they were not.
         warmup: operations before, thrown away.
-        cpu_s: processor seconds of both ends for 1,000 operations or for a GB; None: too few to count.
-        cpu: the same by place.
+        used: processor seconds by place, see `Row.cpu`.
+        host_units: 1,000 operations, or GBs, that the host's seconds are for: it counts the warm-up too.
+        own_units: those that the ends' own are for.
         late: see `Row.late`.
         offered: see `Row.offered`.
     """
@@ -66,8 +71,9 @@ class Taken:
     samples: array[int] | None = None
     value: float | None = None
     warmup: int = 0
-    cpu_s: float | None = None
-    cpu: dict[str, float] = field(default_factory=dict)
+    used: dict[str, float] = field(default_factory=dict)
+    host_units: float = 0.0
+    own_units: float = 0.0
     late: int = 0
     offered: float | None = None
 
@@ -142,7 +148,7 @@ class Loop:
         ran = self._run(count, self.per, warm)
         done = count * self.per if self._sampled else count
         self._ns = ran.near["ns"] / done  # so that a stall in one take does not spoil the size of the next
-        unit = 1e9 / self.each if self.key.unit == "B/s" else 1e3
+        unit = (1e9 if self.key.unit == "B/s" else 1e3) / self.each
         taken = cost(ran, (done + warm) / unit, done / unit)
         taken.warmup = warm
         taken.late = ran.near.get("late", 0)
@@ -166,40 +172,52 @@ class BareLoop(Loop):
 
 
 class OpenLoop(Loop):
-    """Round trips that start by a timetable, at OPEN_SHARE of what a closed loop just did."""
+    """Round trips that start by a timetable, whether or not the last one is back.
 
-    def __init__(self, pair: Pair, mode: str, size: int) -> None:
-        key = Key("rtt-open", "ivshmem", mode, "core", size, "ns")
-        super().__init__(pair, key, _rtt(SLOTS[size][0], "core", mode, size))
+    Args:
+        pair: the ends.
+        mode: of the rings; None for the socket called `path`, of which one at a time is under way, timed from when it
+            was due all the same.
+        size: bytes.
+        name, path: of the row.
+        interval: ns from one to the next; None: OPEN_SHARE of what a closed loop just did.
+    """
+
+    def __init__(self, pair: Pair, mode: str | None, size: int, *, name: str = "rtt-open", path: str = "ivshmem",
+                 interval: int | None = None) -> None:  # fmt: skip
+        commands = (_rtt(SLOTS[size][0], "core", mode, size) if mode is not None
+                    else _socket_rtt(path, "core", size, polls=False))
+        super().__init__(pair, Key(name, path, mode, "core", size, "ns"), commands,
+                         variant="" if mode else "plain socket")  # fmt: skip
+        self._interval = interval
 
     def take(self, seconds: float) -> Taken:
         """See `Subject`."""
-        self.per = 1
-        probe = max(int(seconds * 1e9 / 8 / self._ns), 8)
-        self._ns = self._run(probe, 1, probe // 8 + 1).near["ns"] / probe
-        interval = max(int(self._ns / OPEN_SHARE), 1)
+        self.per, probed = 1, 0
+        if (interval := self._interval) is None:
+            probe = max(int(seconds * 1e9 / 8 / self._ns), 8)
+            self._ns = self._run(probe, 1, probe // 8 + 1).near["ns"] / probe
+            probed, interval = probe + probe // 8 + 1, max(int(self._ns / OPEN_SHARE), 1)
+        else:
+            seconds = max(seconds, RARE_SECONDS)
         count = min(max(int(seconds * 1e9 / interval), 8), MOST_SAMPLES)
         warm = int(count * WARM_PART) + 1
         near, far = self._commands(count, 1, warm)
-        near = {"do": "paced", "interval": interval} | {key: near[key] for key in ("channel", "mode", "size", "count",
-                                                                                   "warm")}  # fmt: skip
+        paced = "paced" if self.key.mode else "socket_paced"
+        given = ("channel", "name", "mode", "size", "count", "warm")
+        near = {"do": paced, "interval": interval} | {key: near[key] for key in given if key in near}
         ran = self.pair.run(near, far)
         taken = cost(ran, (count + warm) / 1e3, count / 1e3)
-        taken.warmup = probe + probe // 8 + 1 + warm
+        taken.warmup = probed + warm
         taken.samples = self.pair.samples()
         taken.offered = 1e9 / interval
         return taken
 
 
 def cost(ran: Ran, host_units: float, own_units: float) -> Taken:
-    """Processor time by unit (1,000 operations or a GB): the host counts the warm-up too, the ends do not."""
-    taken = Taken()
-    host = ran.cpu["host_near"] + ran.cpu["host_far"]
-    if host >= LEAST_CPU:
-        taken.cpu_s = host / host_units
-        taken.cpu = {place: seconds / (host_units if place.startswith("host") else own_units)
-                     for place, seconds in ran.cpu.items()}
-    return taken
+    """A take with its processor time, and of how many 1,000 operations or GBs that is: the host counts the warm-up
+    too, the ends do not."""
+    return Taken(used=dict(ran.cpu), host_units=host_units, own_units=own_units)
 
 
 # -- what there is to measure
@@ -248,11 +266,15 @@ def face(pair: Pair, chunk: int) -> Loop:
                 each=chunk, first=16, note="the stream face")  # fmt: skip
 
 
-def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
-    """A cache line there and back, whatever `size` its row is put beside: the limit of polling."""
-    return BareLoop(pair, Key(name, "limit", "poll", "core", size, "ns"),
-                    lambda count, per, warm: _both({"do": "line", "count": count, "per": per,
-                                                    "warm": -(-warm // per) * per}),
+def bare_line(pair: Pair, size: int, *, name: str = "rtt") -> list[Subject]:
+    """A cache line there and back, whatever `size` its row is put beside: the limit of polling. Two ways to poll."""
+    return [_bare_line(pair, Key(name, "limit", "poll", "core", size, "ns"), gap) for gap in (False, True)]
+
+
+def _bare_line(pair: Pair, key: Key, gap: bool) -> Loop:
+    return BareLoop(pair, key, lambda count, per, warm: _both({"do": "line", "count": count, "per": per, "gap": gap,
+                                                               "warm": -(-warm // per) * per}),
+                    variant="a gap between polls" if gap else "polls without a gap",
                     note="8 bytes of one cache line each way")  # fmt: skip
 
 
@@ -265,12 +287,12 @@ def bare_bell(pair: Pair, size: int, *, name: str = "rtt") -> Loop:
 
 
 def rate(pair: Pair, mode: str, api: str, size: int, *, batch: bool = False) -> Loop:
-    """Messages one way."""
+    """Messages one way; of Python's, a `batch` in a call is a row of its own."""
     channel = SLOTS[size][0]
-    return Loop(pair, Key("rate", "ivshmem", mode, api, size, "msg/s"),
+    return Loop(pair, Key("rate", "ivshmem", mode, api, size, "msg/s", outstanding=BATCH if batch else None),
                 lambda count, _, warm: _both({"do": "rate", "channel": channel, "api": api, "mode": mode, "size": size,
                                               "count": count, "warm": warm, "batch": batch}),
-                variant=(f"{BATCH} in a call" if batch else "one in a call") if api == "python" else "")  # fmt: skip
+                note=f"{BATCH} in a call" if batch else "")  # fmt: skip
 
 
 def bulk(pair: Pair, strategy: str, size: int, *, touched: bool, api: str = "python") -> Loop:
@@ -294,10 +316,11 @@ def stream(pair: Pair, mode: str, api: str, chunk: int, *, name: str = "stream",
 
 @dataclass(frozen=True)
 class CopyWay:
-    """One way to move chunks: with which routine, over how many slots."""
+    """One way to move chunks: with which routine, over how many slots of which size."""
 
     routine: int
     slots: int
+    piece: int
 
 
 class CopyLoop(BareLoop):
@@ -311,29 +334,31 @@ class CopyLoop(BareLoop):
             command = {"do": do, "tries": [_one(chunk, way, count)]}
             return _both(command) if do == "pipe" else (command, None)
 
+        pieces = "" if way.piece == chunk else f" of {way.piece >> 10} KiB"
         super().__init__(pair, key, commands, each=chunk if key.unit == "B/s" else 1, first=16,
-                         variant=f"{routine}, {way.slots} slots")  # fmt: skip
+                         variant=f"{routine}, {way.slots} slots{pieces}")  # fmt: skip
         self.do = do
         self.way = way
 
 
 def _one(chunk: int, way: CopyWay, count: int) -> dict[str, int]:
-    return {"chunk": chunk, "slots": way.slots, "routine": way.routine, "total": count * chunk}
+    return {"chunk": way.piece, "slots": way.slots, "routine": way.routine, "total": count * chunk}
 
 
 def pipelines(pair: Pair, chunk: int, *, name: str = "stream", unit: str = "B/s") -> list[CopyLoop]:
     """Two loops that copy slots in and out and nothing else, the limit of a stream: each routine, over the same working
-    set as the ring's and over the few slots that stay in the nearest cache."""
-    slots = sorted({max(RING_BYTES // chunk, 2), min(8, RING_BYTES // chunk)})
+    set as the ring's and over the few slots that stay in the nearest cache; large chunks whole and in pieces."""
     key = Key(name, "limit", "pipeline", "core", chunk, unit)
-    return [CopyLoop(pair, key, "pipe", CopyWay(routine, number)) for number in slots
+    few = {8, SLOTS[chunk][2]} if unit == "msg/s" else {8}  # as many as the ring of such messages has
+    return [CopyLoop(pair, key, "pipe", CopyWay(routine, number, piece)) for piece in sorted({chunk, min(chunk, PIECE)})
+            for number in sorted({max(RING_BYTES // piece, 2), *(min(each, RING_BYTES // piece) for each in few)})
             for routine in range(len(pair.near.facts["routines"]))]
 
 
 def copies(pair: Pair, chunk: int) -> list[CopyLoop]:
     """Local copies over the same working set, each routine: for orientation, no limit, since one end does it alone."""
     key = Key("stream", "limit", "copy", "core", chunk, "B/s")
-    return [CopyLoop(pair, key, "copy", CopyWay(routine, max(RING_BYTES // chunk, 2)))
+    return [CopyLoop(pair, key, "copy", CopyWay(routine, max(RING_BYTES // chunk, 2), chunk))
             for routine in range(len(pair.near.facts["routines"]))]
 
 
@@ -357,12 +382,14 @@ def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple
 
 def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False, name: str = "rtt") -> Loop:
     """Bytes there and back over the socket called `path`."""
-    return Loop(pair, Key(name, path, None, api, size, "ns"),
-                lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size,
-                                                "count": count, "per": per, "warm": -(-warm // per) * per,
-                                                "polls": polls}),
+    return Loop(pair, Key(name, path, None, api, size, "ns"), _socket_rtt(path, api, size, polls=polls),
                 variant=("plain socket, polled" if polls else "plain socket") if api == "core" else "",
                 note="" if api == "core" else "plain socket")  # fmt: skip
+
+
+def _socket_rtt(path: str, api: str, size: int, *, polls: bool) -> Commands:
+    return lambda count, per, warm: _both({"do": "socket_rtt", "name": path, "api": api, "size": size, "count": count,
+                                           "per": per, "warm": -(-warm // per) * per, "polls": polls})
 
 
 def socket_stream(pair: Pair, path: str, api: str, chunk: int, *, name: str = "stream") -> Loop:
@@ -373,9 +400,16 @@ def socket_stream(pair: Pair, path: str, api: str, chunk: int, *, name: str = "s
                 each=chunk, first=16, variant="plain socket")  # fmt: skip
 
 
-def socket_rate(pair: Pair, path: str, api: str, size: int) -> Loop:
-    """Messages one way over the socket called `path`: each a send and a receive of its own size."""
-    return Loop(pair, Key("rate", path, None, api, size, "msg/s"),
-                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": size,
-                                              "total": count * size, "warm": warm * size}),
-                variant="plain socket, one send each")  # fmt: skip
+def socket_rate(pair: Pair, path: str, api: str, size: int, *, batch: bool = False) -> Loop:
+    """Messages one way over the socket called `path`: a send and a receive for each, or for a batch of them. The core's
+    ring decides by itself when to tell of messages, so there the better of the two is its peer; in Python who calls
+    decides, and each is a row."""
+    number = BATCH if batch else 1
+    chunk = size * number
+    return Loop(pair, Key("rate", path, None, api, size, "msg/s",
+                          outstanding=BATCH if batch and api == "python" else None),
+                lambda count, _, warm: _both({"do": "socket_stream", "name": path, "api": api, "chunk": chunk,
+                                              "total": count * chunk, "warm": warm * chunk}),
+                each=number,
+                variant="plain socket, " + (f"{BATCH} in a send" if batch else "one send each"),
+                note="bytes, which nobody takes apart into messages again" if batch else "")  # fmt: skip

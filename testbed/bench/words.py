@@ -32,7 +32,8 @@ def title(row: Row, *, variant: bool = True) -> str:
     else:
         words = [row.path, row.mode or "", "Python" if row.api == "python" else row.api, row.strategy or "",
                  "" if row.touched is None else "summed" if row.touched else "untouched",
-                 f"{row.outstanding} at a time" if row.name == "trace" and row.outstanding else ""]
+                 f"{row.outstanding} at a time" if row.name == "trace" and row.outstanding else "",
+                 f"{row.outstanding} in a call" if row.name == "rate" and row.outstanding and not row.variant else ""]
         text = " ".join(word for word in words if word)
     return text + (f" ({row.variant})" if row.variant and variant else "")
 

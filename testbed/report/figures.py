@@ -150,7 +150,7 @@ def row_table(rows: list[Row]) -> Table:
     if all(row.p50 is not None for row in rows):
         heads = ("way", "interface", "p50", "p90", "p99", "p99.9", "max", "samples")
         return Table(heads, [(Cell(words.title(row)), Cell(row.api),
-                              *(number(value, row.unit) for value in (row.p50, row.p90, row.p99, row.p999, row.max)),
+                              *(number(value, row.unit) for value in row.told),
                               Cell(f"{row.samples}", row.samples)) for row in rows])  # fmt: skip
     return Table(("way", "interface", "size", "median", "least", "most"), [
         (Cell(words.title(row)), Cell(row.api), Cell(words.size(row.size), row.size),

@@ -70,8 +70,8 @@ def line(pair: Pair, n: int, per: int) -> list[int]:
     pair.memory[:256] = bytes(256)
     samples = ffi.new("uint64_t[]", n)
     pair.both(
-        lambda: check(lib.idc_loop_line_pong(theirs, mine, n * per, deadline())),
-        lambda: check(lib.idc_loop_line_ping(mine, theirs, samples, n, per, deadline())),
+        lambda: check(lib.idc_loop_line_pong(theirs, mine, n * per, False, deadline())),
+        lambda: check(lib.idc_loop_line_ping(mine, theirs, samples, n, per, False, deadline())),
     )
     return list(ffi.unpack(samples, n))
 

@@ -212,8 +212,8 @@ def test_loops_give_up_at_their_deadline() -> None:
         for rc in (
             lib.idc_loop_echo(ring.rx._ring, ring.tx._ring, 1, -1, soon),
             lib.idc_loop_ping(ring.tx._ring, ring.rx._ring, 8, samples, 10, 1, 0, soon) - 10,  # its own echo
-            lib.idc_loop_line_ping(words, words + 16, samples, 10, 1, soon),
-            lib.idc_loop_line_pong(words + 32, words + 48, 10, soon),
+            *(lib.idc_loop_line_ping(words, words + 16, samples, 10, 1, gap, soon) for gap in (False, True)),
+            *(lib.idc_loop_line_pong(words + 32, words + 48, 10, gap, soon) for gap in (False, True)),
             lib.idc_loop_bell_ping(bell, ring.space_fd, samples, 10, 1, soon),
             lib.idc_loop_bell_pong(bell, ring.space_fd, 10, soon),
             lib.idc_loop_stream_out(stream.tx._ring, 1 << 20, 4096, 0, soon),

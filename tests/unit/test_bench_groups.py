@@ -2,6 +2,8 @@
 
 import io
 from array import array
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -54,7 +56,7 @@ def test_all_take_turns_and_each_round_counts_the_same() -> None:
     found = measure(Group("a", PAIR, list(rtt)), PACE)
     assert log == ["limit", "ivshmem"] * 3
     limit, ours = (each.row for each in found)
-    assert (limit.samples, limit.p50, limit.max, limit.rounds) == (3, 10, 20, (10, 10, 20))
+    assert (limit.samples, limit.p50, limit.max, limit.rounds) == (4, 10, 20, (10, 10, 20)), "no sample is left out"
     assert (limit.warmup, limit.late, limit.clock_ns, limit.domains) == (8, 3, 20.0, "process")
     assert limit.per == ours.per == 3, "the same mean for what is compared"
     assert found[0].histogram is not None
@@ -68,6 +70,24 @@ def test_the_best_variant_is_the_row_and_names_the_others() -> None:
     assert (found.row.variant, found.row.value, found.row.rounds) == ("fast", 21.0, (20.0, 22.0, 21.0))
     assert found.row.variants == {"slow": 11.0, "fast": 21.0}
     assert found.histogram is None
+
+
+def spent(host: float, own: float) -> Taken:
+    used = {"near": own, "far": own, "host_near": host, "host_far": host}
+    return Taken(value=1.0, used=used, host_units=2.0, own_units=1.0)
+
+
+def test_processor_time_is_that_of_all_takes_and_none_beside_a_load() -> None:
+    key = Key("rate", "ivshmem", "poll", "core", 64, "msg/s")
+    takes = [(0.01, 0.005), (0.03, 0.02), (0.05, 0.02)]
+    (found,) = measure(Group("a", PAIR, [Made([], key, [spent(*take) for take in takes])]), PACE)
+    assert found.row.cpu_s == pytest.approx(2 * 0.09 / 6)
+    assert found.row.cpu == pytest.approx({"near": 0.015, "far": 0.015, "host_near": 0.015, "host_far": 0.015})
+    loaded = Group("a", PAIR, [Made([], key, [spent(*take) for take in takes])], during=partial(nullcontext))
+    (beside,) = measure(loaded, PACE)
+    assert (beside.row.cpu_s, beside.row.cpu) == (None, {})
+    (short,) = measure(Group("a", PAIR, [Made([], key, [spent(0.005, 0.0) for _ in takes])]), PACE)
+    assert (short.row.cpu_s, short.row.cpu) == (None, {})
 
 
 def test_a_failure_names_the_row() -> None:

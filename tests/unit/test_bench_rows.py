@@ -237,3 +237,20 @@ def test_rounds_are_compared_with_their_neighbours() -> None:
     limit = replace(stream("limit", "pipeline", fast), rounds=(slow, slow, fast, fast, fast))
     (verdict,) = [verdict for verdict in judge(result(ours, limit)) if verdict.have is not None]
     assert (verdict.have, verdict.held) == (1.0, True)
+
+
+def test_the_rounds_of_the_idc_rows_are_compared_too_and_their_range_is_told() -> None:
+    ring = replace(transact("ring", "poll", 500, None), rounds=(500, 1000, 500))
+    ours = replace(transact("ivshmem", "poll", 1000), rounds=(1000, 4000, 2000))
+    (verdict,) = [verdict for verdict in judge(result(ring, ours)) if verdict.have is not None]
+    assert (verdict.have, verdict.least, verdict.most, verdict.range) == (4.0, 2.0, 4.0, "2-4")
+    alone = [verdict for verdict in judge(result(replace(ring, rounds=()), ours)) if verdict.have is not None]
+    assert [(verdict.have, verdict.range) for verdict in alone] == [(2.0, "")]
+
+
+@pytest.mark.parametrize(("samples", "told"), [
+    (99, (10, None, None, None, 50)), (999, (10, 20, None, None, 50)), (9_999, (10, 20, 30, None, 50)),
+    (10_000, (10, 20, 30, 40, 50)),
+])
+def test_a_tail_is_told_where_ten_samples_lie_beyond(samples: int, told: tuple[float | None, ...]) -> None:
+    assert replace(rtt("ivshmem", "poll", 10), samples=samples).told == told

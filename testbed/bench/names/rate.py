@@ -23,7 +23,8 @@ def groups(place: Place, pace: Pace) -> list[Group]:
     pair = place.pair
     subjects: list[Subject] = [rate(pair, mode, "core", SIZE) for mode in MODES]
     subjects += [rate(pair, mode, "python", SIZE, batch=batch) for mode in MODES for batch in (False, True)]
-    subjects += [socket_rate(pair, path, api, SIZE) for path in place.sockets for api in ("core", "python")]
+    subjects += [socket_rate(pair, path, api, SIZE, batch=batch) for path in place.sockets
+                 for api in ("core", "python") for batch in (False, True)]
     limits = pipelines(pair, SIZE, name="rate", unit="msg/s")
     return [Group(f"messages of {SIZE} bytes one way", pair, subjects, scout=[limits])]
 
