@@ -79,27 +79,28 @@ class Connection:
 
     # -- loops
 
-    def ping(self, size: int, count: int, per: int) -> array[int]:
-        """`count` samples in ns, each the mean of `per` round trips of `size` bytes."""
+    def ping(self, size: int, count: int, per: int, *, polls: bool = False) -> array[int]:
+        """`count` samples in ns, each the mean of `per` round trips of `size` bytes; `polls`: never sleeping."""
         assert self.sock is not None
+        fill = _poll if polls else _fill
         message, sock, now, into = bytes(size), self.sock, time.monotonic_ns, memoryview(bytearray(size))
         samples = array("Q", bytes(8 * count))
         before = now()
         for index in range(count):
             for _ in range(per):
                 sock.sendall(message)
-                _fill(sock, into, size)
+                fill(sock, into, size)
             after = now()
             samples[index] = (after - before) // per
             before = after
         return samples
 
-    def echo(self, size: int, rounds: int) -> None:
+    def echo(self, size: int, rounds: int, *, polls: bool = False) -> None:
         """Send back whatever comes, `rounds` times."""
         assert self.sock is not None
-        sock, into = self.sock, memoryview(bytearray(size))
+        sock, into, fill = self.sock, memoryview(bytearray(size)), _poll if polls else _fill
         for _ in range(rounds):
-            _fill(sock, into, size)
+            fill(sock, into, size)
             sock.sendall(into)
 
     def framed_ping(self, size: int, count: int, per: int) -> array[int]:
@@ -164,6 +165,20 @@ class Connection:
         """Say that everything is here."""
         assert self.sock is not None
         self.sock.sendall(b"!")
+
+
+def _poll(sock: socket.socket, into: memoryview, size: int) -> None:
+    got, deadline = 0, time.monotonic() + STALL
+    while got < size:
+        try:
+            part = sock.recv_into(into[got:] if got else into, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        if part == 0:
+            raise ConnectionError("the other end closed its socket")
+        got += part
 
 
 def _fill(sock: socket.socket, into: memoryview, size: int) -> None:

@@ -265,11 +265,11 @@ class Worker(CallCommands):
         fd = ends.sock.fileno() if ends.sock else -1
         if role == "far":
             if api == "python":
-                return self._timed(lambda: ends.echo(size, rounds))
+                return self._timed(lambda: ends.echo(size, rounds, polls=polls))
             return self._timed(lambda: lib.idc_loop_fd_echo(fd, size, rounds, polls, self._deadline()))
         if api == "python":
-            ends.ping(size, warm, 1)
-            return self._timed(lambda: self._keep(ends.ping(size, count, per)))
+            ends.ping(size, warm, 1, polls=polls)
+            return self._timed(lambda: self._keep(ends.ping(size, count, per, polls=polls)))
         return self._ping(lambda view, n: lib.idc_loop_fd_ping(fd, size, view, n, per, polls, self._deadline()),
                           count, -(-warm // per))
 

@@ -383,8 +383,7 @@ def scout(pair: Pair, loops: list[CopyLoop], seconds: float, keep: int) -> tuple
 def socket_round_trip(pair: Pair, path: str, api: str, size: int, *, polls: bool = False, name: str = "rtt") -> Loop:
     """Bytes there and back over the socket called `path`."""
     return Loop(pair, Key(name, path, None, api, size, "ns"), _socket_rtt(path, api, size, polls=polls),
-                variant=("plain socket, polled" if polls else "plain socket") if api == "core" else "",
-                note="" if api == "core" else "plain socket")  # fmt: skip
+                variant="plain socket, polled" if polls else "plain socket")
 
 
 def _socket_rtt(path: str, api: str, size: int, *, polls: bool) -> Commands:

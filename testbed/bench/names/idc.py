@@ -38,7 +38,8 @@ def groups(place: Place, pace: Pace) -> list[Group]:
     subjects: list[Subject] = [round_trip(pair, "poll", "core", SIZE, name="transact", path="ring")]
     subjects += [transact(pair, mode, api, SIZE, outstanding)
                  for outstanding in (1, MANY) for api in ("core", "python") for mode in MODES]
-    subjects += [socket_round_trip(pair, path, "python", SIZE, name="transact") for path in place.sockets]
+    subjects += [socket_round_trip(pair, path, "python", SIZE, name="transact", polls=polls) for path in place.sockets
+                 for polls in (False, True)]
     return [Group(f"transactions of {SIZE} bytes", pair, subjects), *(_bulk(place, size) for size in BULK_SIZES),
             *_tcp(place)]
 

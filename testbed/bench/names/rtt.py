@@ -48,8 +48,8 @@ def _closed(place: Place, size: int, pace: Pace) -> list[Subject]:
     subjects: list[Subject] = [bare_bell(pair, size), *bare_line(pair, size)]
     subjects += [round_trip(pair, mode, api, size) for api in ("core", "python") for mode in MODES]
     for path in place.sockets:
-        subjects += [socket_round_trip(pair, path, "core", size, polls=polls) for polls in (False, True)]
-        subjects.append(socket_round_trip(pair, path, "python", size))
+        subjects += [socket_round_trip(pair, path, api, size, polls=polls) for api in ("core", "python")
+                     for polls in (False, True)]
     return subjects if pace.quick and size != SIZES[0] else [*subjects, *iceoryx(place, "rtt", size)]
 
 
