@@ -257,7 +257,7 @@ class Channel(Generic[SenderT, ReceiverT]):
         connected, changed = self._handshake.step()
         if changed or connected:
             self.late += not rung and not wait_event(self._region.events[self.entry.data_vector], IN_FLIGHT)
-            self._ring_peer()
+            self._ring_peer(1)  # it waits for that one: whoever slept for space was rung when this side opened
         if connected:
             for offset, value in self._handshake.watches():
                 self.sender.watch(self._region.memory, offset, value)
@@ -285,10 +285,10 @@ class Channel(Generic[SenderT, ReceiverT]):
             raise ClosedError("this channel is closed")
         self._ring_peer()
 
-    def _ring_peer(self) -> None:
+    def _ring_peer(self, vectors: int = 2) -> None:
         # Orders our words before our last look at the peer's, as the rings do: no wake-up depends on RECHECK then.
         fence()
-        for bell in self._bells:
+        for bell in self._bells[:vectors]:
             bell.ring()
 
     def close(self, reason: int = 0) -> None:

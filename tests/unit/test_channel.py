@@ -78,7 +78,7 @@ def until_asleep(channel: MessageChannel) -> None:
 def test_a_handshake_without_its_doorbell_is_counted(
         ends: tuple[Region, Region], monkeypatch: pytest.MonkeyPatch, *, rings: bool) -> None:
     if not rings:
-        monkeypatch.setattr(MessageChannel, "_ring_peer", lambda _: None)
+        monkeypatch.setattr(MessageChannel, "_ring_peer", lambda *_: None)
         for fd in (fd for end in ends for fd in end.events):
             wait_event(fd, 0)  # what the host rang
     front, back = attach(ends)
