@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Seconds in which a domain has to come back after the registry started, before its ephemeral nodes vanish.
 GRACE: Final = 10.0
+#: Requests of each domain that are done before links and disk are looked at again.
+ROUNDS: Final = 16
 #: Host processes that are connected at a time; more wait until one ends.
 HOST_LINKS: Final = 64
 
@@ -97,7 +99,10 @@ class Service(Serving[SeatLink]):
             self._orphans_at = now + self._grace
             self.desk.remove_orphans()
         busy = self._pump_host()
-        busy |= self.desk.work()
+        for _ in range(ROUNDS):
+            if not self.desk.work():
+                break
+            busy = True
         busy |= self._write()
         return self.desk.tell() or busy
 
