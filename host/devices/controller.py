@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from host.devices.plugger import Plugger
     from idc.device import DeviceClass
-    from idc.registry import Event, Registry
+    from idc.errors import IdcError
+    from idc.registry import Event, Registry, Transaction
     from idc.registry.operations import Operations
 
 #: Seconds that the ends have to meet, and to close.
@@ -128,11 +129,12 @@ class Controller:
                 undo.callback(self._give_up_link, region)
                 record = Record(back, record.options, region, record.id)
                 self._registry.transact(functools.partial(_write_keys, name, record), together=True)
+            seen = None
             if wait is not None:
                 undo.callback(self._close, name, record, "the ends have not met in time", CLOSING, force=True)
-                self._await_met(name, record, wait)
+                seen = self._await_met(name, record, wait)
             undo.pop_all()
-        return self.see(name)
+        return seen or self.see(name)
 
     def check(self, kind: str, front: str, back: str, options: Mapping[str, object] | None = None,
               texts: Mapping[str, str] | None = None) -> tuple[type[DeviceClass], dict[str, options_of.Value]]:
@@ -334,16 +336,16 @@ class Controller:
             with contextlib.suppress(NoSuchKeyError):
                 if self._registry.exists(f"{path}/id"):
                     self._registry.write(f"{path}/close", why)
-        late = self._await(name, record, wait, lambda seen: all(state is State.CLOSED for state in seen.states))
-        if late is not None and not force:
+        closed, seen = self._await(name, record, wait, lambda seen: all(state is State.CLOSED for state in seen.states))
+        if not closed and not force:
             return " and the ".join(f"{role.value} end ({state.value})" for role, state
-                                    in zip((Role.FRONT, Role.BACK), late.states, strict=True)
+                                    in zip((Role.FRONT, Role.BACK), seen.states, strict=True)
                                     if state is not State.CLOSED)
         for path in paths.values():
             self._remove(path)
         return ""
 
-    def _await_met(self, name: Name, record: Record, wait: float) -> None:
+    def _await_met(self, name: Name, record: Record, wait: float) -> Seen:
         given_up: list[Seen] = []
 
         def settled(seen: Seen) -> bool:
@@ -351,36 +353,44 @@ class Controller:
                 given_up.append(seen)
             return bool(given_up) or seen.states == (State.CONNECTED, State.CONNECTED)
 
-        late = self._await(name, record, wait, settled)
-        if given_up:
-            late = given_up[0]
-        if late is None:
-            return
+        met, seen = self._await(name, record, wait, settled)
+        if met and not given_up:
+            return seen
         parts = []
-        for role, domain, steps in ((Role.FRONT, name.front, late.front), (Role.BACK, record.back, late.back)):
+        for role, domain, steps in ((Role.FRONT, name.front, seen.front), (Role.BACK, record.back, seen.back)):
             said = f"{steps[0].state.value}: {steps[0].why}" if steps else "nothing: do drivers run there?"
             parts.append(f"the {role.value} end in {domain} says {said}")
         after = "several tries" if given_up else f"{wait:g} s"
         raise DeviceError(f"device {name} is not connected after {after}, and detached again; {'; '.join(parts)}")
 
-    def _await(self, name: Name, record: Record, wait: float, there: Callable[[Seen], bool]) -> Seen | None:
-        """Until that is so; if it is not in time, what is the case instead."""
+    def _await(self, name: Name, record: Record, wait: float, there: Callable[[Seen], bool]) -> tuple[bool, Seen]:
+        """Until that is so, and what is the case then; False if it is not in time."""
         deadline = time.monotonic() + wait
-        events: list[Event] = []
+        events: dict[Role, Event] = {}
+        steps: dict[Role, tuple[Step, ...]] = {}
+        refused: list[IdcError] = []
         with contextlib.ExitStack() as held:
             for role in Role:
-                watch = self._registry.watch(f"{name.path(role, record.back)}/state", events.append)
+                watch = self._registry.watch(f"{name.path(role, record.back)}/state",
+                                             functools.partial(events.__setitem__, role), nodes=True,
+                                             refused=refused.append)
                 held.callback(watch.close)
             while True:
-                events.clear()  # first: what changes while it is read is read again
-                seen = Seen(name, record, self._steps(name, record, Role.FRONT), self._steps(name, record, Role.BACK))
-                if there(seen):
-                    return None
-                while not events:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return seen
-                    self._registry.pump(min(left, 0.5))
+                left = deadline - time.monotonic()
+                if refused:
+                    raise refused[0]
+                if left <= 0:  # a registry that says nothing does not mean that the ends say nothing
+                    steps |= {role: self._steps(name, record, role) for role in Role if role not in steps}
+                while events:
+                    role, event = events.popitem()  # first: what changes while it is read is read again
+                    value = b"" if event.nodes is None else event.nodes.get("", b"")
+                    steps[role] = self._steps(name, record, role) if event.nodes is None else tuple(parse(value))
+                seen = Seen(name, record, *(steps.get(role, ()) for role in (Role.FRONT, Role.BACK)))
+                if len(steps) == len(Role) and there(seen):
+                    return True, seen
+                if left <= 0:
+                    return False, seen
+                self._registry.pump(min(left, 0.5))
 
     def _steps(self, name: Name, record: Record, role: Role) -> tuple[Step, ...]:
         try:
@@ -394,11 +404,10 @@ class Controller:
             self._registry.rm(path)
 
 
-def _write_keys(name: Name, record: Record, t: Operations) -> None:
+def _write_keys(name: Name, record: Record, t: Transaction) -> None:
     """In one transaction: an end sees either nothing or everything."""
     for path in (name.path(role, record.back) for role in Role):
-        if t.exists(path):
-            t.rm(path)  # of a device that ended badly
+        t.clear(path)  # of a device that ended badly
     for role in Role:
         path = name.path(role, record.back)
         domain, peer = (name.front, record.back) if role is Role.FRONT else (record.back, name.front)

@@ -19,12 +19,14 @@ from idc.registry import Permissions, Permit
 from idc.registry.frames import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from idc.device.options import Value
     from idc.registry.operations import Operations
 
 LINKS: Final = "/link"
+#: Slashes in the path of a device's record below RECORDS.
+_DEPTH: Final = 2
 #: What only the host sees.
 PRIVATE: Final = Permissions(HOST, Permit.NOTHING)
 
@@ -80,13 +82,9 @@ def prepare(registry: Operations) -> None:
 
 def devices(registry: Operations) -> Iterator[tuple[Name, Record]]:
     """All that are attached."""
-    for kind in _list(registry, keys.RECORDS):
-        for front in _list(registry, f"{keys.RECORDS}/{kind}"):
-            for number in _list(registry, f"{keys.RECORDS}/{kind}/{front}"):
-                name = Name(kind, front, number)
-                record = device(registry, name)
-                if record is not None:
-                    yield name, record
+    for path, value in _tree(registry, keys.RECORDS):
+        if value and path.count("/") == _DEPTH:
+            yield Name(*path.split("/")), Record(**json.loads(value))
 
 
 def device(registry: Operations, name: Name) -> Record | None:
@@ -97,8 +95,7 @@ def device(registry: Operations, name: Name) -> Record | None:
 
 def links(registry: Operations) -> Iterator[tuple[str, Link]]:
     """(region, link) of all."""
-    for region in _list(registry, LINKS):
-        value = registry.get(f"{LINKS}/{region}")
+    for region, value in _tree(registry, LINKS):
         if value:
             yield region, Link(**json.loads(value))
 
@@ -108,8 +105,8 @@ def write_link(registry: Operations, region: str, link: Link) -> None:
     registry.write(f"{LINKS}/{region}", link.pack())
 
 
-def _list(registry: Operations, path: str) -> list[str]:
+def _tree(registry: Operations, path: str) -> Iterable[tuple[str, bytes]]:
     try:
-        return registry.list(path)
+        return registry.tree(path).items()
     except NoSuchKeyError:
-        return []
+        return ()

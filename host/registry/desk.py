@@ -45,6 +45,10 @@ _SHOW: Final = frozenset({Op.READ, Op.LIST, Op.TREE, Op.ACCESS, Op.BEGIN, Op.WAT
 class Outside(Protocol):
     """What a seat needs of its link."""
 
+    @property
+    def room(self) -> int:
+        """Longest event that the domain takes, bytes."""
+
     def event(self, body: bytes, done: Callable[[], None]) -> bool:
         """Send an event; False if the link takes no more now. `done`: it was taken, or the link is lost."""
 
@@ -297,7 +301,7 @@ class Desk:
         if len(seat.watches) >= self.limits.watches and seat.who != HOST:
             raise Refused(Fault.QUOTA, f"{seat.who} has {len(seat.watches)} watches, the quota")
         watch = Watch(seat.who, request.number, request.path, request.path, seat.waiting,
-                      seat if request.others else None)
+                      seat if request.others else None, nodes=request.nodes)
         seat.watches[request.number] = watch
         self._watches.add(watch)
         watch.enqueue()
@@ -413,10 +417,24 @@ class Desk:
             if not seat.gone:
                 watch.enqueue()
 
-        if not seat.outside.event(frames.pack_event(watch.number, changes, path), done):
+        body = frames.pack_event(watch.number, changes, path)
+        if watch.nodes and seat.may(self._clock()):  # who has used up its share can still ask
+            body = self._with_nodes(seat, watch.number, changes, path) or body
+        if not seat.outside.event(body, done):
             return False
         watch.take()
         return True
+
+    def _with_nodes(self, seat: Seat, number: int, changes: int, path: str) -> bytes:
+        """The event with what is there, as the domain may read it; empty if that is too long."""
+        began = self._clock()
+        try:
+            nodes = answer(self.durable, seat.who, Request(Op.TREE, path))
+        except Refused:
+            nodes = b""
+        seat.credit -= self._clock() - began
+        body = frames.pack_event(number, changes, path, nodes)
+        return body if nodes[:1] != b"\1" and len(body) <= seat.outside.room else b""
 
 
 def _ready(seat: Seat) -> bool:

@@ -78,6 +78,11 @@ class SeatLink(controls.Link):
 
     # -- what the desk wants
 
+    @property
+    def room(self) -> int:
+        """See `host.registry.desk.Outside`."""
+        return self.endpoint.peer_quotas.parameter_bytes
+
     def event(self, body: bytes, done: Callable[[], None]) -> bool:
         """See `host.registry.desk.Outside`."""
 

@@ -31,6 +31,7 @@ class Watch:
         changes: that it stands for.
         queue: of the watches of its link that have an event which waits, and none on its way.
         but: of whose link it does not tell the changes; None: of all.
+        nodes: its events bring what is there.
         told: an event is on its way.
         queued: it is in the queue.
     """
@@ -41,6 +42,7 @@ class Watch:
     pending: str
     queue: deque[Watch]
     but: object = None
+    nodes: bool = False
     changes: int = 0
     told: bool = False
     queued: bool = False

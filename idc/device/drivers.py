@@ -28,11 +28,11 @@ from idc.registry.frames import Op, Request
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from idc.device.classes import DeviceClass
-    from idc.registry import Registry, Watch
+    from idc.registry import Event, Registry, Watch
     from idc.transport.base import Port
 
 #: Longest sleep, seconds; nothing depends on it but how soon a lost registry is looked for.
@@ -66,7 +66,7 @@ class Drivers:
         self._sockets = sockets
         self._classes = functools.cache(classes)  # to look for it takes longer than all the rest
         self._scan: set[Role] = set()
-        self._changed: dict[str, Role] = {}
+        self._changed: dict[str, tuple[Role, Mapping[str, bytes] | None]] = {}
         self._unwatched: set[str] = set()
         self._scan_after = 0.0
         self._look: set[str] = set()
@@ -82,16 +82,16 @@ class Drivers:
 
     def _watch_all(self, role: Role) -> None:
         base = keys.below(self._domain, role)
-        self._registry.watch(base, lambda event: self._ends_changed(role, base, event.path), others=True)
+        self._registry.watch(base, lambda event: self._ends_changed(role, base, event), others=True, nodes=True)
 
-    def _ends_changed(self, role: Role, base: str, path: str) -> None:
-        """Something at or below that path: what is to be read again."""
-        parts = path.removeprefix(base).split("/")[1:]
+    def _ends_changed(self, role: Role, base: str, event: Event) -> None:
+        """Something at or below that path: what is to be read again, unless the event says all of an end."""
+        parts = event.path.removeprefix(base).split("/")[1:]
         depth = keys.depth(role)
         if len(parts) < depth:
             self._scan.add(role)
         else:
-            self._changed["/".join((base, *parts[:depth]))] = role
+            self._changed["/".join((base, *parts[:depth]))] = role, event.nodes if len(parts) == depth else None
 
     def _links_changed(self) -> None:
         self._links = True
@@ -179,11 +179,11 @@ class Drivers:
                     self._scan.add(role)
                     raise
             while self._changed:
-                path, role = self._changed.popitem()
+                path, (role, nodes) = self._changed.popitem()
                 try:
-                    self._read_one(path, role)
+                    self._read_end(path, role, self._tree(path) if nodes is None else nodes)
                 except BaseException:
-                    self._changed[path] = role
+                    self._changed.setdefault(path, (role, None))
                     raise
             while self._unwatched:
                 self._watch_peer(self._unwatched.pop())
@@ -211,16 +211,13 @@ class Drivers:
         for path, nodes in found.items():
             self._read_end(path, role, nodes)
 
-    def _read_one(self, path: str, role: Role) -> None:
-        self._read_end(path, role, self._tree(path))
-
     def _tree(self, path: str) -> dict[str, bytes]:
         try:
             return self._registry.tree(path)
         except NoSuchKeyError:
             return {}
 
-    def _read_end(self, path: str, role: Role, nodes: dict[str, bytes]) -> None:
+    def _read_end(self, path: str, role: Role, nodes: Mapping[str, bytes]) -> None:
         """What the host says of one end: make it, have it closed, or nothing is new."""
         id_, close, end = nodes.get("id"), nodes.get("close"), self.ends.get(path)
         if id_ is None:  # not attached, or not any more
@@ -231,8 +228,8 @@ class Drivers:
             told = self._told(role, id_, nodes)
             if told is not None and close is None:
                 parts = tuple(path.removeprefix(keys.below(self._domain, role)).split("/")[1:])
-                self._begin(path, End(keys.name_of(role, self._domain, parts), role, self._domain, told,
-                                      self._classes, self._sockets, _now()))
+                self.ends[path] = End(keys.name_of(role, self._domain, parts), role, self._domain, told,
+                                      self._classes, self._sockets, _now())
         elif end.told.id != id_:
             self._stale.add(path)
             end.unwant("attached anew")
@@ -256,7 +253,7 @@ class Drivers:
             except (OSError, IdcError) as error:  # the device that needs it says so too, and tries again
                 log.warning("link %s: %s", region, error)
 
-    def _told(self, role: Role, id_: bytes, nodes: dict[str, bytes]) -> Told | None:
+    def _told(self, role: Role, id_: bytes, nodes: Mapping[str, bytes]) -> Told | None:
         """None if it was removed as it was read, page by page."""
         peer, link = nodes.get("backend" if role is Role.FRONT else "frontend"), nodes.get("link")
         if peer is None or link is None:
@@ -265,12 +262,8 @@ class Drivers:
                  if below.startswith("options/")}
         return Told(id_, peer.decode("ascii", "replace"), self._address(link.decode("ascii", "replace")), texts)
 
-    def _begin(self, path: str, end: End) -> None:
-        self.ends[path] = end
-        self._watch_peer(path)
-
     def _watch_peer(self, path: str) -> None:
-        """The first event says that there is something to read: the driver is made meanwhile."""
+        """The first event says that there is something to read."""
 
         def refused(error: IdcError) -> None:
             log.warning("the registry: %s", error)
@@ -311,7 +304,7 @@ class Drivers:
         self._stale.discard(path)
         self._look.discard(path)
         self._unwatched.discard(path)
-        self._changed[path] = self.ends.pop(path).role  # it may be there anew
+        self._changed[path] = self.ends.pop(path).role, None  # it may be there anew
 
     def _publish(self, now: float) -> bool:
         """Write what has changed. One write of an end is under way at a time, so that the last one stands."""
@@ -335,6 +328,8 @@ class Drivers:
             end.dirty = False
             self._sent.add(path)
             busy = True
+            if end.curious and path not in self._watches:
+                self._watch_peer(path)
         return busy
 
 

@@ -28,14 +28,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 #: After an end was connected, the next pause is the first again.
 log = logging.getLogger("idc.device")
 #: States that lead on by themselves, and how long one of them lasts before it is told, seconds: each telling is a write
-#: to the disk at the registry, and the next one waits for it. That an end waits, or has met the other, is told at once.
-PASSED: Final = frozenset({State.INITIALISING, State.INITIALISED})
+#: to the disk at the registry, and the next one waits for it. That an end is closed, or has met the other, is told at
+#: once, and with it the steps that led there.
+PASSED: Final = frozenset({State.INITIALISING, State.INIT_WAIT, State.INITIALISED})
 PASSING: Final = 0.05
-#: States in which the table asks what the other end says.
-CURIOUS: Final = {
-    Role.FRONT: frozenset({State.CLOSED, State.INITIALISING}),
-    Role.BACK: frozenset({State.CLOSED, State.INITIALISING, State.INIT_WAIT}),
-}
 _NO_ADDRESS: Final = "the host has not said where the ends meet"
 
 
@@ -115,8 +111,10 @@ class End:
 
     @property
     def curious(self) -> bool:
-        """Whether it is in a state in which something follows from what the other end says."""
-        return self.machine.facts.wanted and self.state in CURIOUS[self.role]
+        """Whether it is in a state in which something follows from what the other end says: that of a back end that
+        waits. Usually the endpoints meet before there is time to look.
+        """
+        return self.machine.facts.wanted and self.state is State.INIT_WAIT
 
     @property
     def passing(self) -> float:

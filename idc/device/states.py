@@ -1,11 +1,11 @@
 """The life cycle of one end of a device: one table, no I/O. Drawn in docs/devices.md. Depends on nothing.
 
-The states are those of Xen's xenbus, and the two ends find each other as netfront and netback do:
+The states are those of Xen's xenbus. Neither end waits for the other's word to open the region, which is theirs alone
+and in which their endpoints find each other in whatever order they come:
 
     front end                                          back end
-    initialising  driver made, waits for an offer      initialising  driver being made
-                                              ◀──────  init-wait     region open, waits for the front end
-    initialised   region open, waits for the other  ──▶
+    initialising  driver being made                    initialising  driver being made
+    initialised   region open, waits for the other     init-wait     region open, waits for the front end
                                                        initialised   waits for the endpoints to meet
     connected     the two endpoints have met           connected
 
@@ -106,8 +106,7 @@ class Step(NamedTuple):
     why: str
 
 
-#: States of a back end that a front end takes for an offer, and of a front end that a back end opens for.
-OFFERED: Final = frozenset({State.INIT_WAIT, State.INITIALISED, State.CONNECTED})
+#: States of a front end that has opened the region.
 ASKED: Final = frozenset({State.INITIALISED, State.CONNECTED})
 
 _F, _B, _S, _A = Role.FRONT, Role.BACK, State, Action
@@ -137,8 +136,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(None, _S.CLOSED, lambda f: f.wanted and not f.trouble, _S.INITIALISING, _A.MAKE, _said("attached")),
     Row(None, _S.INITIALISING, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INITIALISING, _troubled, _S.CLOSED, _A.DROP, _trouble),
-    Row(_F, _S.INITIALISING, lambda f: f.made and f.peer in OFFERED, _S.INITIALISED, _A.OPEN,
-        _said("the back end waits")),
+    Row(_F, _S.INITIALISING, lambda f: f.made, _S.INITIALISED, _A.OPEN, _said("waits for the back end")),
     Row(_B, _S.INITIALISING, lambda f: f.made, _S.INIT_WAIT, _A.OPEN, _said("the driver is there")),
     Row(None, _S.INIT_WAIT, _unwanted, _S.CLOSING, _A.CLOSE, _ended),
     Row(None, _S.INIT_WAIT, _troubled, _S.CLOSED, _A.DROP, _trouble),

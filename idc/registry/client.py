@@ -32,6 +32,7 @@ from idc.errors import (
     IdcError,
     MisuseError,
     OutcomeUnknownError,
+    RegistryError,
     TimedOutError,
     TransactionError,
 )
@@ -42,7 +43,7 @@ from idc.registry.transaction import Transaction
 from idc.transport.address import REGISTRY_VARIABLE, open_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from idc.transport.base import Port
 
@@ -65,21 +66,24 @@ class Event(NamedTuple):
     Attributes:
         path: it was this node, or nodes below it.
         changes: so many since the watch's last event, at least; 0 of the first event, after `watch` or a lost link.
+        nodes: values of the node and of those below it as this domain could read them, as `Operations.tree` has them,
+            and at that moment or later; none if there is no such node. None: it does not say, ask.
     """
 
     path: str
     changes: int
+    nodes: Mapping[str, bytes] | None = None
 
 
 class Watch:
     """What `Registry.watch` returns: `close` ends it."""
 
     def __init__(self, registry: Registry, number: int, path: str, callback: Callable[[Event], object], *,
-                 others: bool) -> None:
+                 others: bool, nodes: bool) -> None:
         self.path = path
         self.number = number
         self.callback = callback
-        self.request = Request(Op.WATCH, path, number=number, others=others)
+        self.request = Request(Op.WATCH, path, number=number, others=others, nodes=nodes)
         self.answered: Done = _log_refusal
         self._registry = registry
 
@@ -156,7 +160,8 @@ class Registry(Operations):
         raise MisuseError(f"{tries} tries: at least one is wanted")
 
     def watch(self, path: str, callback: Callable[[Event], object], *,
-              others: bool = False, refused: Callable[[IdcError], object] | None = None) -> Watch:
+              others: bool = False, nodes: bool = False,
+              refused: Callable[[IdcError], object] | None = None) -> Watch:
         """Call `callback` soon, and after every change at or below the path of nodes that this domain may read.
 
         Changes that come before the callback has returned are told in one event. There need be no such node.
@@ -165,6 +170,7 @@ class Registry(Operations):
             path: of the nodes.
             callback: see above.
             others: not after changes by this link.
+            nodes: events say what is there, where that is short: see `Event`.
             refused: the call waits for nothing if it is given, and it is called, from within `pump`, if there will be
                 no events: the watch is closed then.
 
@@ -173,7 +179,7 @@ class Registry(Operations):
             MisuseError, TimedOutError: see `Operations`.
         """
         self._numbers += 1
-        watch = Watch(self, self._numbers, path, callback, others=others)
+        watch = Watch(self, self._numbers, path, callback, others=others, nodes=nodes)
         self._watches[watch.number] = watch  # first: its first event may overtake the answer
         if refused is not None:
             def answered(completion: Completion) -> None:
@@ -254,8 +260,9 @@ class Registry(Operations):
                     if request.transaction or request.op not in _REPEATABLE:
                         raise
 
-    def _ask_all(self, requests: Sequence[Request]) -> None:
-        """Of one transaction: all are sent before the first answer is waited for. Raises for the first that fails."""
+    def _ask_all(self, requests: Sequence[Request]) -> list[RegistryError | None]:
+        """Of one transaction: all are sent before the first answer is waited for. Of each why it was refused, or None.
+        """
         deadline, told = time.monotonic() + self.timeout, dict[int, Completion]()
         with self._wait():
             self._ready(deadline)
@@ -269,11 +276,15 @@ class Registry(Operations):
                     self._drive(deadline)
             while len(told) < len(requests):
                 self._drive(deadline)
+        refusals: list[RegistryError | None] = []
         for number, request in enumerate(requests):
             try:
                 value_of(told[number])
             except TransactionError as error:
-                raise frames.error_of(error.code, error.status, f"{request.op.name.lower()} {request.path}") from None
+                refusals.append(frames.error_of(error.code, error.status, f"{request.op.name.lower()} {request.path}"))
+            else:
+                refusals.append(None)
+        return refusals
 
     def _complete(self, body: bytes, deadline: float) -> Completion:
         told: list[Completion] = []
@@ -392,7 +403,7 @@ class Registry(Operations):
     def came(self, message: IncomingMessage) -> None:
         """EVENT."""
         try:
-            number, changes, path = frames.parse_event(message.body)
+            number, changes, path, nodes = frames.parse_event(message.body)
         except FrameError as error:
             log.warning("the registry sent %s", error)
             message.complete()
@@ -401,7 +412,7 @@ class Registry(Operations):
         if watch is None:
             message.complete()  # it was ended as the event was under way
             return
-        self._events.append((watch, Event(path, changes), message))
+        self._events.append((watch, Event(path, changes, nodes), message))
         self._tell()
 
 

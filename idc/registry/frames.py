@@ -13,7 +13,8 @@ Little-endian. A request is a head of 16 bytes, the path in ASCII, and the rest:
      6 LIST    rest: the name to go on after. Status: u8 1 if there are more, else 0; names, each ended by a NUL
      7 ACCESS  Status: permissions
      8 PERMIT  rest: permissions
-     9 WATCH   flags 2: not of what is changed by this link; number: what events are told by
+     9 WATCH   flags 2: not of what is changed by this link; 4: events bring what is there. number: what events are told
+               by
     10 UNWATCH number
     11 BEGIN   Status: u32 transaction
     12 COMMIT  transaction
@@ -24,7 +25,8 @@ Little-endian. A request is a head of 16 bytes, the path in ASCII, and the rest:
 
     permissions: u8 default, u8 length of the owner's name, the name; for each further domain u8 access, u8 length, name
     EVENT, the only message, registry to domain: u32 number, u32 changes since the last one, path at or below which they
-    were; the first event of a watch names the watch's path, with 0 changes
+    were; the first event of a watch names the watch's path, with 0 changes. Of a watch with flag 4, if it finds room in
+    the message: a NUL, and what TREE answers for that path; the NUL alone if there is nothing that the domain may read
 
 The error code of an answer is a `Fault`, its status the reason in UTF-8. What is parsed here was written by someone who
 may mean ill: `FrameError` says what is wrong with it. Depends on idc.endpoint.frames and
@@ -60,11 +62,11 @@ _EVENT: Final = struct.Struct("<II")
 _NUMBER: Final = struct.Struct("<I")
 _NODE: Final = struct.Struct("<HH")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@:-]{1,64}", re.ASCII)
-_EPHEMERAL, _OTHERS = 1, 2
+_EPHEMERAL, _OTHERS, _NODES = 1, 2, 4
 
 #: What the registry accepts of a domain, and a domain of the registry.
 REGISTRY_ACCEPTS: Final = Quotas(requests=16, messages=0, parameter_bytes=2400, status_bytes=0)
-DOMAIN_ACCEPTS: Final = Quotas(requests=0, messages=32, parameter_bytes=512, status_bytes=4000)
+DOMAIN_ACCEPTS: Final = Quotas(requests=0, messages=32, parameter_bytes=2400, status_bytes=4000)
 
 
 class Op(enum.IntEnum):
@@ -158,6 +160,7 @@ class Request:
     rest: bytes = b""
     ephemeral: bool = False
     others: bool = False
+    nodes: bool = False
 
     def pack(self) -> bytes:
         """Its bytes. Raises MisuseError for a path or value that no registry takes."""
@@ -165,7 +168,7 @@ class Request:
             split(self.path)
         if self.op is Op.WRITE and len(self.rest) > VALUE_BYTES:
             raise MisuseError(f"a value of {len(self.rest)} bytes for {self.path}: {VALUE_BYTES} at most")
-        flags = _EPHEMERAL * self.ephemeral + _OTHERS * self.others
+        flags = _EPHEMERAL * self.ephemeral + _OTHERS * self.others + _NODES * self.nodes
         head = _HEAD.pack(self.op, flags, len(self.path), self.transaction, self.number, 0)
         return head + self.path.encode("ascii") + self.rest
 
@@ -177,7 +180,7 @@ def parse(body: bytes) -> Request:
     op, flags, length, transaction, number, zero = _HEAD.unpack_from(body)
     if op not in Op.__members__.values():
         raise FrameError(f"no request of kind {op}")
-    if zero or (flags and (op, flags) not in ((Op.WRITE, _EPHEMERAL), (Op.WATCH, _OTHERS))):
+    if zero or flags & ~_FLAGS.get(op, 0):
         raise FrameError(f"a request with flags {flags:#x} and {zero:#x} in its head")
     end = _HEAD.size + length
     if end > len(body):
@@ -194,9 +197,11 @@ def parse(body: bytes) -> Request:
         raise FrameError(f"{len(rest)} bytes behind the path of {Op(op).name}")
     if op == Op.HELLO and len(rest) != SESSION_BYTES:
         raise FrameError(f"a session of {len(rest)} bytes instead of {SESSION_BYTES}")
-    return Request(Op(op), path, transaction, number, rest, flags == _EPHEMERAL, flags == _OTHERS)
+    return Request(Op(op), path, transaction, number, rest, bool(flags & _EPHEMERAL), bool(flags & _OTHERS),
+                   bool(flags & _NODES))
 
 
+_FLAGS: Final[dict[int, int]] = {Op.WRITE: _EPHEMERAL, Op.WATCH: _OTHERS | _NODES}
 _WITH_PATH: Final = frozenset({Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.LIST, Op.ACCESS, Op.PERMIT, Op.WATCH,
                              Op.TREE})
 
@@ -325,19 +330,25 @@ def parse_number(status: bytes) -> int:
     return int(_NUMBER.unpack(status)[0])
 
 
-def pack_event(number: int, changes: int, path: str) -> bytes:
-    """EVENT."""
-    return _EVENT.pack(number, min(changes, 0xFFFFFFFF)) + path.encode("ascii")
+def pack_event(number: int, changes: int, path: str, nodes: bytes | None = None) -> bytes:
+    """EVENT. `nodes`: as TREE answers, empty if there are none; None: it does not say."""
+    body = _EVENT.pack(number, min(changes, 0xFFFFFFFF)) + path.encode("ascii")
+    return body if nodes is None else b"\0".join((body, nodes))
 
 
-def parse_event(body: bytes) -> tuple[int, int, str]:
-    """(number, changes, path). Raises FrameError."""
+def parse_event(body: bytes) -> tuple[int, int, str, dict[str, bytes] | None]:
+    """(number, changes, path, values by the path below that, or None if it does not say). Raises FrameError."""
     if len(body) < _EVENT.size:
         raise FrameError(f"an event of {len(body)} bytes")
     number, changes = _EVENT.unpack_from(body)
-    path = body[_EVENT.size:].decode("latin-1")
+    text, says, rest = body[_EVENT.size:].partition(b"\0")
+    path, nodes = text.decode("latin-1"), None
     try:
         split(path)
     except MisuseError as error:
         raise FrameError(f"an event of {error}") from None
-    return number, changes, path
+    if says:
+        nodes, more = parse_nodes(rest) if rest else ({}, False)
+        if more:
+            raise FrameError("an event with a part of what is there")
+    return number, changes, path, nodes

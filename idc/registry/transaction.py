@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final, Self
 
-from idc.errors import ConflictError, IdcError, MisuseError, OutcomeUnknownError
+from idc.errors import ConflictError, IdcError, MisuseError, NoSuchKeyError, OutcomeUnknownError
 from idc.registry import frames
 from idc.registry.frames import Fault, Op, Request
 from idc.registry.operations import Operations, within
@@ -13,6 +13,8 @@ from idc.registry.operations import Operations, within
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+
+    from idc.errors import RegistryError
 
 _CHANGES: Final = frozenset({Op.WRITE, Op.MKDIR, Op.RM, Op.PERMIT})
 _LOST: Final = "the link to the registry was lost since the transaction began: repeat it"
@@ -32,10 +34,12 @@ class Transaction(Operations):
     """
 
     def __init__(self, ask: Callable[[Request], bytes], wrote: Callable[[str, bytes | None], None],
-                 connections: Callable[[], int], ask_all: Callable[[Sequence[Request]], None] | None = None) -> None:
+                 connections: Callable[[], int],
+                 ask_all: Callable[[Sequence[Request]], Sequence[RegistryError | None]] | None = None) -> None:
         self._ask_registry = ask
         self._ask_all = ask_all
         self._owed: list[Request] = []
+        self._lax: set[int] = set()
         self._note = wrote
         self._connections = connections
         self._number = 0
@@ -59,14 +63,25 @@ class Transaction(Operations):
                 raise
             raise ConflictError(Fault.CONFLICT, _LOST) from None
 
+    def clear(self, path: str) -> None:
+        """As `rm`, but it makes no difference whether there is such a node. Raises OutcomeUnknownError."""
+        with contextlib.suppress(NoSuchKeyError):
+            if self._ask_all is not None:
+                self._lax.add(len(self._owed))
+            self.rm(path)
+
     def _settle(self) -> None:
         """Send what has waited."""
-        owed, self._owed = self._owed, []
+        owed, lax, self._owed, self._lax = self._owed, self._lax, [], set()
+        if not owed or self._ask_all is None:
+            return
         try:
-            if owed and self._ask_all is not None:
-                self._ask_all(owed)
+            refusals = self._ask_all(owed)
         except OutcomeUnknownError:
             raise ConflictError(Fault.CONFLICT, _LOST) from None
+        for number, refusal in enumerate(refusals):
+            if refusal is not None and not (number in lax and isinstance(refusal, NoSuchKeyError)):
+                raise refusal
 
     def _wrote(self, path: str, value: bytes | None) -> None:
         self._noted.append((path, value))
@@ -78,6 +93,7 @@ class Transaction(Operations):
         self._began = self._connections()
         self._noted.clear()
         self._owed.clear()
+        self._lax.clear()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

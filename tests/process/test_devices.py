@@ -21,6 +21,8 @@ from idc.registry import Registry
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:
+    from host.devices.controller import Seen
+    from host.devices.records import Record
     from host.region import RegionSpec
 
 CONNECTED = (State.CONNECTED, State.CONNECTED)
@@ -269,8 +271,9 @@ def _die(here: Bench, point: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     class Waiting(Controller):
-        def _await_met(self, name: Name, record: object, wait: float) -> None:
+        def _await_met(self, name: Name, record: Record, wait: float) -> Seen:
             os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
 
     try:
         here.service._control = None  # a connection of its own
@@ -315,7 +318,8 @@ def test_a_back_end_that_never_comes() -> None:
         here.add("back", start=False)
         until(lambda: "has its drivers" in here.domains["front"].log.read_text())
         with pytest.raises(DeviceError, match=r"not connected after 3 s, and detached again; the front end in front "
-                           r"says initialising: attached; the back end in back says nothing: do drivers run there\?"):
+                           r"says initialised: waits for the back end; the back end in back says nothing: do drivers "
+                           r"run there\?"):
             here.controller.attach("echo", "front", "back", wait=3.0)
         nothing_left(here)
 

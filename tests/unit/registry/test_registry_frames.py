@@ -33,7 +33,13 @@ def test_answers_and_events_are_parsed_as_they_were_packed(
     assert frames.parse_names(frames.pack_names(parts, more=more)) == (parts, more)
     assert frames.parse_number(frames.pack_number(number)) == number
     path = tree.text(tuple(parts))
-    assert frames.parse_event(frames.pack_event(number, 3, path)) == (number, 3, path)
+    assert frames.parse_event(frames.pack_event(number, 3, path)) == (number, 3, path, None)
+    assert frames.parse_event(frames.pack_event(number, 3, path, b"")) == (number, 3, path, {})
+    nodes = {name: b"\0" + name.encode() for name in parts}
+    packed = frames.pack_nodes(nodes.items(), 1 << 16)
+    assert frames.parse_event(frames.pack_event(number, 3, path, packed)) == (number, 3, path, nodes)
+    with contextlib.suppress(FrameError):
+        assert frames.parse_event(frames.pack_event(number, 3, path, b"\1" + packed[1:])) is None
 
 
 @pytest.mark.parametrize("parse", [frames.parse, frames.parse_permissions, frames.parse_names, frames.parse_number,
@@ -46,13 +52,15 @@ def test_rubbish_is_refused(parse: object, data: bytes) -> None:
 
 
 class _Nowhere:
+    room = 2400
+
     def event(self, body: bytes, done: object) -> bool:
         return False
 
 
 heads = st.builds(lambda op, flags, path, tx, number, zero, rest: bytes([op, flags]) + len(path).to_bytes(2, "little")
                   + tx.to_bytes(4, "little") + number.to_bytes(4, "little") + zero.to_bytes(4, "little") + path + rest,
-                  st.integers(0, 15), st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([
+                  st.integers(0, 15), st.sampled_from([0, 0, 0, 1, 2, 4, 6]), st.sampled_from([
                       b"", b"/", b"/domain", b"/domain/a", b"/domain/a/x", b"/domain/b", b"/domain/a//", b"/\xff"]),
                   st.integers(0, 3), st.integers(0, 3), st.sampled_from([0, 0, 0, 7]),
                   st.one_of(st.just(b""), st.just(bytes(16)), st.binary(max_size=30)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -130,20 +131,26 @@ class Model:
 
 @dataclass
 class Watching:
-    """A domain's end of its link: it takes events when it wants to."""
+    """A domain's end of its link: it takes events when it wants to. `there`: what it can read at a path and below."""
 
+    there: Callable[[str], dict[str, bytes]] = lambda _: {}
+    room: int = 80
     open: bool = True
     dirty: dict[int, set[str]] = field(default_factory=dict)
     first: set[int] = field(default_factory=set)
+    wants: set[int] = field(default_factory=set)
     unfinished: list[Callable[[], None]] = field(default_factory=list)
 
     def event(self, body: bytes, done: Callable[[], None]) -> bool:
         if not self.open:
             return False
-        number, changes, path = frames.parse_event(body)
+        number, changes, path, nodes = frames.parse_event(body)
         assert all(below(path, changed) for changed in self.dirty[number])
         assert self.dirty[number] or number in self.first, "told of nothing"
         assert changes >= len(self.dirty[number])
+        assert nodes is None or (number in self.wants and nodes == self.there(path))
+        assert nodes is not None or number not in self.wants or len(frames.pack_event(number, changes, path)) + sum(
+            4 + len(name) + len(value) for name, value in self.there(path).items()) + 2 > self.room
         self.dirty[number].clear()
         self.first.discard(number)
         self.unfinished.append(done)
@@ -168,7 +175,7 @@ class Machine(RuleBasedStateMachine):
         self.version = self.numbers = 0
         self.batch: Batch | None = None
         self.unanswered: list[str] = []
-        self.watching = {name: Watching() for name in DOMAINS}
+        self.watching = {name: Watching(functools.partial(self.there, name)) for name in DOMAINS}
         self.opened: dict[str, list[Opened]] = {name: [] for name in DOMAINS}
         self.paths: dict[str, dict[int, str]] = {name: {} for name in DOMAINS}
         self.desk = Desk(tree.empty(), LIMITS, clock=lambda: 0.0)
@@ -220,6 +227,18 @@ class Machine(RuleBasedStateMachine):
         before, self.durable = self.durable, self.pending
         self.notice(before, self.durable)
         self.desk.written(batch)
+
+    def there(self, who: str, path: str) -> dict[str, bytes]:
+        """What of durable nodes a domain can read at a path and below it, by the path below."""
+        found, hidden = {}, "no path"
+        for node in sorted(self.durable.nodes, key=lambda node: node.split("/")):
+            value, permissions, _ = self.durable.nodes[node]
+            if below(path, node) and not below(hidden, node):
+                if permissions.of(who) & Permit.READ:
+                    found[node.removeprefix(path).lstrip("/")] = value
+                else:
+                    hidden = node
+        return found
 
     def notice(self, before: Model, after: Model) -> None:
         for who, watches in self.paths.items():
@@ -325,12 +344,12 @@ class Machine(RuleBasedStateMachine):
         else:
             assert answer[0] in faults
 
-    @rule(who=who_, path=paths)
-    def watch(self, who: str, path: str) -> None:
+    @rule(who=who_, path=paths, nodes=st.booleans())
+    def watch(self, who: str, path: str, nodes: bool) -> None:
         if who in self.unanswered:
             self.flush()
         self.numbers += 1
-        answer = self.ask(who, Request(Op.WATCH, path, number=self.numbers))
+        answer = self.ask(who, Request(Op.WATCH, path, number=self.numbers, nodes=nodes))
         if len(self.paths[who]) == LIMITS.watches:
             assert answer is not None
             assert answer[0] == Fault.QUOTA
@@ -339,6 +358,8 @@ class Machine(RuleBasedStateMachine):
         self.paths[who][self.numbers] = path
         self.watching[who].dirty[self.numbers] = set()
         self.watching[who].first.add(self.numbers)
+        if nodes:
+            self.watching[who].wants.add(self.numbers)
 
     @rule(who=who_, taking=st.booleans())
     def take_events(self, who: str, taking: bool) -> None:
