@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -133,6 +134,7 @@ def _fork(registry_address: str, sockets: Path, signals: _Signals) -> tuple[int,
     try:
         os.close(lifeline)
         signals.close()
+        gc.freeze()  # what was loaded stays: to look through it in a collection takes an emulated guest tens of ms
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -152,6 +152,9 @@ TABLE: Final[tuple[Row, ...]] = (
         lambda f: f.reason or "the other end is gone"),
     Row(None, _S.CLOSING, lambda f: not f.open, _S.CLOSED, _A.DROP, _ended),
 )
+#: Those that can count at an end of that role in that state.
+_ROWS: Final = {(role, state): tuple(row for row in TABLE if row.state is state and row.role in (None, role))
+                for role in Role for state in State}
 
 
 class Machine:
@@ -189,9 +192,10 @@ class Machine:
         return moved
 
     def _row(self) -> Row | None:
-        state = self.state
-        return next((row for row in TABLE if row.state is state and row.role in (None, self.role)
-                     and row.when(self.facts)), None)
+        for row in _ROWS[self.role, self.steps[-1].state]:
+            if row.when(self.facts):
+                return row
+        return None
 
 
 def pack(steps: deque[Step]) -> bytes:
