@@ -90,6 +90,33 @@ def flood(registry: Registry) -> None:
         registry.pump(0.1)
 
 
+def trees(registry: Registry) -> None:
+    """Has the registry look through all of as many nodes as it may have, again and again: TREE from behind the last
+    one, and events that bring what is there."""
+    for first in range(0, 1000, 200):
+        with registry.transaction(together=True) as t:
+            for number in range(first, first + 200):
+                t.write(f"{registry.home}/n{number}", b"")
+    for _ in range(32):
+        registry.watch(registry.home, lambda _event: None, nodes=True)
+    registry.write(f"{registry.home}/x", b"")
+    say("going")
+    serial = 0
+
+    def again(completion: Completion) -> None:
+        nonlocal serial
+        serial += 1
+        if serial % 16:
+            registry.submit(Request(Op.TREE, registry.home, rest=b"/n998"), again)
+        else:
+            registry.submit(Request(Op.WRITE, f"{registry.home}/x", rest=serial.to_bytes(8, "little")), again)
+
+    while True:
+        while registry.submit(Request(Op.TREE, registry.home, rest=b"/n998"), again) is Result.OK:
+            pass
+        registry.pump(0.1)
+
+
 def serve(address: str, place: str) -> None:
     """Offers a service that the other side finds in the registry."""
     domain = Domain({"echo": place}, registry=address)
@@ -105,7 +132,8 @@ def main() -> None:
         serve(address, *rest)
         return
     with Registry(open_port(address), timeout=15) as registry:
-        {"ephemeral": ephemeral, "watcher": watcher, "numbers": numbers, "spin": spin, "flood": flood}[mode](registry)
+        {"ephemeral": ephemeral, "watcher": watcher, "numbers": numbers, "spin": spin, "flood": flood,
+         "trees": trees}[mode](registry)
 
 
 if __name__ == "__main__":

@@ -319,12 +319,13 @@ def percentile(taken: list[float], percent: int) -> float:
     return sorted(taken)[len(taken) * percent // 100]
 
 
-def test_a_flood_costs_another_domain_little_more_than_a_neighbour_that_spins() -> None:
+@pytest.mark.parametrize("kind", ["flood", "trees"])
+def test_a_flood_costs_another_domain_little_more_than_a_neighbour_that_spins(kind: str) -> None:
     """Both keep a CPU busy, the flood the registry besides; they take turns, so that both meet the same machine."""
     with bench() as here:
         back = here.join("back")
         back.write("/domain/back/secret", "x")
-        spinner, flooder = here.start("spin", "spinner"), here.start("flood", "flooder")
+        spinner, flooder = here.start("spin", "spinner"), here.start(kind, "flooder")
         assert line(spinner) == line(flooder) == "going"
         flooder.send_signal(signal.SIGSTOP)
         ratios: list[float] = []

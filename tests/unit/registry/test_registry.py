@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from registry_support import bench
 
+from host.registry import tree
+from host.registry.desk import Desk
 from host.registry.tree import Limits
 from idc.errors import ConflictError, DeniedError, MisuseError, NoSuchKeyError, QuotaError, RegistryError
-from idc.registry import Event, Permissions, Permit, Registry, Transaction
+from idc.registry import Event, Permissions, Permit, Registry, Transaction, frames
+from idc.registry.frames import Op, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_values_are_written_read_listed_and_removed() -> None:
@@ -396,3 +404,83 @@ def test_a_watch_that_waits_for_nothing_says_when_it_is_refused() -> None:
         host.write("/domain/front/a", "x")
         while len(told) < 2:
             front.pump(0.01)
+
+
+def test_events_bring_what_is_there_as_far_as_the_domain_may_read_it() -> None:
+    with bench() as here:
+        front, host = here.join("front"), here.join("host")
+        told: list[Event] = []
+        front.watch("/domain/front/d", told.append, nodes=True)
+
+        def next_event() -> Event:
+            while not told:
+                front.pump(0.01)
+            return told.pop(0)
+
+        assert next_event() == Event("/domain/front/d", 0, {})
+        with host.transaction() as t:
+            t.write("/domain/front/d", "1")
+            t.write("/domain/front/d/a/b", b"\0")
+            t.write("/domain/front/d/hidden", "x")
+            t.set_permissions("/domain/front/d/hidden", Permissions("host"))
+        assert next_event() == Event("/domain/front/d", 5, {"": b"1", "a": b"", "a/b": b"\0"})
+        host.write("/domain/front/d/a/b", "2")
+        assert next_event() == Event("/domain/front/d/a/b", 1, {"": b"2"})
+        host.write("/domain/front/d/a", bytes(2000))
+        assert next_event() == Event("/domain/front/d/a", 1, {"": bytes(2000), "b": b"2"})
+        host.write("/domain/front/d/a/b", bytes(500))
+        assert next_event() == Event("/domain/front/d/a/b", 1, {"": bytes(500)})
+        with host.transaction() as t:
+            t.write("/domain/front/d/a/b", bytes(501))
+            t.write("/domain/front/d/a", bytes(2001))
+        assert next_event() == Event("/domain/front/d/a", 2, None)  # no room
+        host.rm("/domain/front/d")
+        event = next_event()
+        assert (event.path, event.nodes) == ("/domain/front/d", {})
+
+
+def test_what_events_bring_is_charged_to_who_wants_it() -> None:
+    """A clock that goes on by 4 ms with each look at it; a fifth of the time is the domain's."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.004
+        return now
+
+    told: list[tuple[bytes, Callable[[], None]]] = []
+
+    class Outside:
+        room = 2400
+
+        def event(self, body: bytes, done: Callable[[], None]) -> bool:
+            told.append((body, done))
+            return True
+
+    desk = Desk(tree.empty(), clock=clock)
+    desk.admit("front", bytes(16))
+    host, front = desk.arrive("host", Outside()), desk.arrive("front", Outside())
+
+    def written() -> None:
+        batch = desk.batch()
+        if batch is not None:
+            desk.written(batch)
+
+    written()
+    for number in range(64):
+        desk.request(front, Request(Op.WATCH, "/domain/front", number=number, nodes=True).pack(), lambda *_: None)
+    while len(front.watches) < 64:
+        now += 1.0  # a fifth of it is the domain's
+        desk.work()
+        desk.tell()
+    for _, done in told:
+        done()
+    told.clear()
+    now += 10.0
+    desk.request(host, Request(Op.WRITE, "/domain/front/x", rest=b"1").pack(), lambda *_: None)
+    desk.work()
+    written()
+    desk.tell()
+    parsed = [frames.parse_event(body) for body, _ in told]
+    assert {number for number, *_ in parsed} == set(range(64)), "an event was lost"
+    assert 10 < sum(nodes is not None for *_, nodes in parsed) < 64
