@@ -2,7 +2,8 @@
 allowed.
 
 Depends on pyroute2, `testbed.errors` and `testbed.qemu_args`. The TAP way is the strongest that QEMU offers between
-VMs of one host: virtio-net headers and segmentation offload pass from guest to guest. A short-lived child makes the
+VMs of one host: virtio-net headers and segmentation offload pass from guest to guest, and where this user may open
+/dev/vhost-net the host's kernel moves them (vhost) and no thread of QEMU does. A short-lived child makes the
 namespace, the bridge and the TAPs, sends the TAPs' descriptors back and ends. From then on the namespace lives by
 those descriptors alone: when the last QEMU is gone, however it went, so is all of it. Nothing leaves the namespace.
 
@@ -29,6 +30,7 @@ from testbed.errors import NetworkError
 from testbed.qemu_args import Nic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
 Kind = Literal["tap", "stream", "user"]
@@ -43,6 +45,7 @@ _VNET_HEADER = 12  # struct virtio_net_hdr_mrg_rxbuf
 _CHILD_SECONDS = 30.0
 BRIDGE = "br0"
 _TUN = "/dev/net/tun"
+_VHOST = "/dev/vhost-net"
 _PREFIX = "10.77"
 TAP_MTU = 65521
 """65535 less what virtio-net and the TAP put in front, rounded; both ends of TCP then fill their largest segments."""
@@ -64,15 +67,17 @@ class Member:
 class Network:
     """A network for VMs that are about to be started; `members` has one entry for each.
 
-    Holds descriptors until `close()`, which is due once the VMs run: QEMU has its own copies then. `kind`, `options`
-    and `reason` belong into every result measured over it.
+    Holds descriptors until `close()`, which is due once the VMs run: QEMU has its own copies then. `kind`, `options`,
+    `reason` and `vhost` belong into every result measured over it. `vhost` is "on", or "off" and why.
     """
 
-    def __init__(self, kind: Kind, members: list[Member], options: str, reason: str, fds: list[int]) -> None:
+    def __init__(self, kind: Kind, members: list[Member], options: str, reason: str, fds: list[int], *,
+                 vhost: str = "off: it is for TAPs only") -> None:  # fmt: skip
         self.kind = kind
         self.members = members
         self.options = options
         self.reason = reason
+        self.vhost = vhost
         self._fds = fds
 
     @property
@@ -125,6 +130,13 @@ def make(count: int, *, wish: Literal["auto", "tap", "stream"] = "auto", mtu: in
         return _streams(count, error.message, subnet)
 
 
+def over_tap(host: Mapping[str, object]) -> bool | None:
+    """Whether the VMs of a result were joined by TAPs, from its facts (`Result.host`, whose "network" is a
+    `Network.description`). Over QEMU's sockets TCP is no peer to judge by. None: no VMs were joined."""
+    network = host.get("network")
+    return None if not network else str(network).split(" ", 1)[0] == "tap"
+
+
 def _member(subnet: int, index: int, netdev: str, fds: tuple[int, ...], mtu: int = 0) -> Member:
     # Locally administered, and the same numbers in both addresses.
     nic = Nic(netdev, mac=f"52:54:00:77:{subnet:02x}:{index + 1:02x}", mtu=mtu, fds=fds)
@@ -157,8 +169,31 @@ def _taps(count: int, mtu: int, subnet: int) -> Network:
         raise NetworkError(f"cannot make a TAP: {answer['error']}",
                            hint="it takes the right to open /dev/net/tun and to make a network namespace; a network "
                            'of kind "stream" joins two VMs without any')
-    members = [_member(subnet, index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(fds)]
-    return Network("tap", members, f"bridge, vnet headers, offloads, MTU {mtu}", "", fds)
+    return _tap_network(fds, mtu, subnet)
+
+
+def _tap_network(taps: list[int], mtu: int, subnet: int) -> Network:
+    """Takes the TAPs' descriptors over; one of vhost for each, where it can be had for all."""
+    options = f"bridge, vnet headers, offloads, MTU {mtu}"
+    vhosts: list[int] = []
+    try:
+        for _ in taps:
+            vhosts.append(os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC))  # noqa: PERF401 - those before a failure must be closed
+    except OSError as error:
+        while vhosts:
+            os.close(vhosts.pop())
+        members = [_member(subnet, index, f"tap,fd={fd}", (fd,), mtu) for index, fd in enumerate(taps)]
+        return Network("tap", members, options, "", taps, vhost=f"off: {_vhost_absent(error)}")
+    # vhostforce: where it cannot be after all, QEMU must say so and end; else it goes on without and only warns.
+    members = [_member(subnet, index, f"tap,fd={tap},vhost=on,vhostforce=on,vhostfd={vhost}", (tap, vhost), mtu)
+               for index, (tap, vhost) in enumerate(zip(taps, vhosts, strict=True))]
+    return Network("tap", members, f"{options}, vhost", "", [*taps, *vhosts], vhost="on")
+
+
+def _vhost_absent(error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return f"this machine has no {_VHOST} (kernel module vhost_net)"
+    return f"{_VHOST} may not be opened by this user: {error.strerror}"
 
 
 def _child(count: int, mtu: int) -> dict[str, object]:

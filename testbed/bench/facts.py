@@ -36,7 +36,7 @@ def of_testbed(bed: Testbed) -> dict[str, Any]:
     if bed.network is not None:
         member = bed.network.members[0]
         facts |= {"network": bed.network.description, "netdev": re.sub(r"fd=\d+", "fd=N", member.nic.netdev),
-                  "mtu": member.nic.mtu, "offloads": _offloads(bed)}
+                  "vhost": bed.network.vhost, "mtu": member.nic.mtu, "offloads": _offloads(bed)}
     return facts
 
 
