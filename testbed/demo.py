@@ -195,7 +195,8 @@ def _measure(report: Report, bed: Testbed, front: Vm, back: Vm) -> None:
     address = bed.network.members[1].address
     with vm_pair(bed, front, back) as pair:
         subjects: list[Subject] = [round_trip(pair, mode, "core", MESSAGE_BYTES) for mode in _MODES]
-        subjects += [stream(pair, "adaptive", "core", STREAM_CHUNK), Sockperf(front, back, address, MESSAGE_BYTES),
+        subjects += [stream(pair, "adaptive", "core", STREAM_CHUNK), Sockperf(front, back, address, MESSAGE_BYTES,
+                     cost=False),
                      Iperf(front, back, address, STREAM_CHUNK)]
         found = measure(Group("round trips and streams", pair, subjects), QUICK)
     for row in (each.row for each in found):

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idc.measure.worker import unpack_samples
-from testbed.bench.errors import BenchFailed
+from testbed.bench import words
+from testbed.bench.errors import BenchFailed, PeerFailed
 from testbed.bench.places import places_for_each
 from testbed.bench.subjects import MOST_SAMPLES, WARM_PART, Key, Taken
 
@@ -95,7 +96,11 @@ class Iceoryx:
         if self.key.unit == "ns":
             count = min(count, MOST_SAMPLES)
         answer = self._both(count)
-        taken = Taken(warmup=warm_of(count))
+        # As the ends count it, around the operations that count alone; the host counts such processes alike.
+        units = count * (self.key.size / 1e9 if self.key.unit == "B/s" else 1e-3)
+        used = {"near": answer["cpu"] / units, "far": answer["far_cpu"] / units}
+        taken = Taken(warmup=warm_of(count), cpu_s=sum(used.values()),
+                      cpu=used | {f"host_{place}": seconds for place, seconds in used.items()})  # fmt: skip
         if self.key.unit == "ns":
             taken.samples = unpack_samples(answer)
         else:
@@ -103,6 +108,14 @@ class Iceoryx:
         return taken
 
     def _both(self, count: int) -> dict[str, Any]:
+        """What near found, and what far used. Raises PeerFailed: it is their program, and none of our rows."""
+        try:
+            return self._ends(count)
+        except BenchFailed as error:
+            raise PeerFailed(f"iceoryx2, {self.key.name} of {words.size(self.key.size)}: {error.message}",
+                             self) from error
+
+    def _ends(self, count: int) -> dict[str, Any]:
         prefix = f"idcb{secrets.token_hex(4)}_"
         root = self._run.directory / PACKAGE
         log = self._run.path("iceoryx2.log")
@@ -115,9 +128,12 @@ class Iceoryx:
                     ends.append(self._run.popen([*argv, role, *where, str(-1 if pin is None else pin)],
                                                 stdout=subprocess.PIPE, stderr=errors, cwd=ROOT))  # fmt: skip
             output, _ = ends[1].communicate(timeout=LIMIT_SECONDS)
-            code = ends[1].returncode or ends[0].wait(LIMIT_SECONDS)
+            code, there = ends[1].returncode, b""
+            if code == 0:
+                there, _ = ends[0].communicate(timeout=LIMIT_SECONDS)
+                code = ends[0].returncode
         except subprocess.TimeoutExpired:
-            raise BenchFailed(f"iceoryx2 did not finish in {LIMIT_SECONDS:g} s") from None
+            raise BenchFailed(f"it did not finish in {LIMIT_SECONDS:g} s") from None
         finally:
             for end in ends:
                 end.kill()
@@ -127,10 +143,10 @@ class Iceoryx:
             for left in SHARED.glob(f"{prefix}*"):
                 left.unlink(missing_ok=True)
         if code != 0:
-            words = log.read_text("utf-8", "replace").strip().splitlines()
-            raise BenchFailed(f"iceoryx2 ended with {code}: {words[-1] if words else 'without a word'}")
+            said = log.read_text("utf-8", "replace").strip().splitlines()
+            raise BenchFailed(f"it ended with {code}: {said[-1] if said else 'without a word'}")
         answer: dict[str, Any] = json.loads(output)
-        return answer
+        return answer | {"far_cpu": json.loads(there)["cpu"]}
 
 
 def warm_of(count: int) -> int:
@@ -206,16 +222,17 @@ def _near(port: _Port, name: str, count: int) -> dict[str, Any]:
     now, send, receive = time.monotonic_ns, port.send, port.receive
     if name == "stream":
         for number in (warm_of(count), count):
-            began = now()
+            began, used = now(), time.process_time()
             for _ in range(number):
                 send()
             receive()
             took = now() - began
-        return {"ns": took}
+        return {"ns": took, "cpu": time.process_time() - used}
     for _ in range(warm_of(count)):
         send()
         receive()
     samples = array("Q", bytes(8 * count))
+    used = time.process_time()
     began = before = now()
     for index in range(count):
         send()
@@ -223,21 +240,25 @@ def _near(port: _Port, name: str, count: int) -> dict[str, Any]:
         after = now()
         samples[index] = after - before
         before = after
-    return {"ns": before - began, "data": base64.b64encode(zlib.compress(samples.tobytes(), 1)).decode()}
+    used = time.process_time() - used
+    return {"ns": before - began, "cpu": used, "data": base64.b64encode(zlib.compress(samples.tobytes(), 1)).decode()}
 
 
 def _far(port: _Port, name: str, count: int) -> dict[str, Any]:
     send, receive = port.send, port.receive
     if name == "stream":
         for number in (warm_of(count), count):
+            used = time.process_time()
             for _ in range(number):
                 receive()
             send()
     else:
-        for _ in range(warm_of(count) + count):
-            receive()
-            send()
-    return {}
+        for number in (warm_of(count), count):
+            used = time.process_time()
+            for _ in range(number):
+                receive()
+                send()
+    return {"cpu": time.process_time() - used}
 
 
 def main() -> None:

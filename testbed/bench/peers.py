@@ -1,19 +1,26 @@
 """What a user would pick instead, in its strongest set-up: sockperf and iperf3 over TCP between VMs, iceoryx2 between
 processes. (Plain sockets are loops of the workers: `testbed.bench.subjects`.)
 
-Depends on `testbed.vm` and `testbed.bench.subjects`.
+Both programs start anew for each take, and nothing of that start may count. What is timed begins after their warm-up:
+sockperf's own, and the first intervals of iperf3. Processor time is a difference, since the host counts a whole QEMU:
+of two lengths (sockperf), or against a run that moves next to nothing (iperf3). One that fails is a PeerFailed, which
+costs its row and not the run. Depends on `testbed.vm` and `testbed.bench.subjects`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
+from testbed.bench import words
 from testbed.bench.ends import Ran
-from testbed.bench.errors import BenchFailed
+from testbed.bench.errors import BenchFailed, PeerFailed
 from testbed.bench.subjects import Key, Taken, cost
+from testbed.errors import CommandFailed, TimedOut
 from testbed.template_build import cpu_seconds
 
 if TYPE_CHECKING:
@@ -22,68 +29,121 @@ if TYPE_CHECKING:
     from testbed.vm import Vm
 
 SOCKPERF_PORT, IPERF_PORT = 7001, 5201
-#: Seconds of one sockperf, which knows whole ones only; of which it warms up for 0.4 more by itself.
-SOCKPERF_SECONDS = 1
-#: A TCP stream shorter than this is mostly its start.
-IPERF_LEAST = 0.3
+#: Seconds of one sockperf, which knows whole ones only; it warms up for 0.4 of them by itself and logs the rest.
+SOCKPERF_SECONDS: Final = 1
+#: Seconds of the two whose difference is what round trips cost.
+COST_SECONDS: Final = (1, 3)
+#: Seconds of one iperf3, which knows whole ones only, for --omit too (3.12); of how many the figure has nothing, for
+#: slow start and for buffers that grow; and the shortest interval that it reports.
+IPERF_SECONDS: Final = 1
+IPERF_WARM: Final = 0.3
+IPERF_INTERVAL: Final = 0.1
 
 
 class Tool:
     """A program at both ends: a server in the one VM, its client in the other, started anew for each take."""
 
-    def __init__(self, near: Vm, far: Vm, address: str, key: Key, *, variant: str, options: tuple[str, ...]) -> None:
+    program: str
+
+    def __init__(self, near: Vm, far: Vm, address: str, key: Key, *, options: tuple[str, ...]) -> None:
         self.key = key
-        self.variant = variant
+        self.variant = " ".join((self.program, *options))
         self.note = ""
         self.per = 1
         self._near = near
         self._far = far
         self._address = address
         self._options = options
+        self._ready = False
 
     def prepare(self, seconds: float) -> int:
-        """Nothing: the programs warm up by themselves."""
+        """What its processor time is to be told from, the first time. It warms up by itself. Raises PeerFailed."""
         del seconds
+        with self._theirs():
+            if not self._ready:
+                if self._near.execute(f"command -v {self.program}").exit_code != 0:
+                    raise PeerFailed(f"{self.program}: the VMs' image does not have it", self)
+                self._weigh()
+            self._ready = True
         return 0
 
+    def take(self, seconds: float) -> Taken:
+        """See `Subject`; of the program's own length, whatever `seconds` is. Raises PeerFailed."""
+        del seconds
+        with self._theirs():
+            return self._take()
+
+    def _weigh(self) -> None:
+        raise NotImplementedError
+
+    def _take(self) -> Taken:
+        raise NotImplementedError
+
     @contextmanager
-    def _server(self, argv: list[str], port: int) -> Iterator[None]:
-        server = self._far.spawn(argv)
+    def _theirs(self) -> Iterator[None]:
+        """What goes wrong with it, in VMs that are well, is its own."""
+        try:
+            yield
+        except (BenchFailed, CommandFailed, TimedOut, TimeoutError) as error:
+            if not (self._near.alive and self._far.alive):
+                raise
+            said = error.message if isinstance(error, (BenchFailed, CommandFailed, TimedOut)) else "it did not end"
+            raise PeerFailed(f"{self.variant}, {self.key.name} of {words.size(self.key.size)}: {said}", self) from error
+
+    def _both(self, server: list[str], port: int, client: list[str], *, ends: bool = False) -> tuple[str, str, Ran]:
+        """What the client printed, and the server where it `ends` with its client; what both VMs used meanwhile."""
+        running = self._far.spawn(server)
         try:
             self._far.wait_until_succeeds(f"ss -Hltn sport = {port} | grep -q .", every=0.05)
-            yield
+            before = [cpu_seconds(vm.pid) for vm in (self._near, self._far)]
+            output = self._near.succeed(client, timeout=60)
+            used = [cpu_seconds(vm.pid) - start for vm, start in zip((self._near, self._far), before, strict=True)]
+            said = running.wait(30).out if ends else ""
         finally:
-            server.kill()
-            server.wait(30)
+            running.kill()
+            running.wait(30)
+        return output, said, Ran({}, {}, {"host_near": used[0], "host_far": used[1]})
 
-    def _client(self, argv: list[str], timeout: float) -> tuple[str, Ran]:
-        """Its output; and processor time, as the host counts, of both VMs meanwhile."""
-        before = [cpu_seconds(vm.pid) for vm in (self._near, self._far)]
-        output = self._near.succeed(argv, timeout=timeout)
-        used = [cpu_seconds(vm.pid) - start for vm, start in zip((self._near, self._far), before, strict=True)]
-        return output, Ran({}, {}, {"host_near": used[0], "host_far": used[1]})
+
+def _less(ran: Ran, other: Ran) -> Ran:
+    """What it used more than another, by place."""
+    return Ran({}, {}, {place: seconds - other.cpu[place] for place, seconds in ran.cpu.items()})
 
 
 class Sockperf(Tool):
-    """sockperf's ping-pong over TCP: each round trip from its log of all of them."""
+    """sockperf's ping-pong over TCP: each round trip from its log of all of them.
 
+    A take's processor time is mostly its start, its warm-up and its log, so what a round trip costs is measured once,
+    before the turns and without a log: what a longer run used more than a shorter one, by the round trips that it had
+    more. `cost=False` saves the time for that (10 s).
+    """
+
+    program = "sockperf"
     _LOG = "/tmp/sockperf.csv"
 
-    def __init__(self, near: Vm, far: Vm, address: str, size: int, *options: str) -> None:
-        super().__init__(near, far, address, Key("rtt", "tcp", None, "core", size, "ns"),
-                         variant=" ".join(("sockperf", *options)), options=options)  # fmt: skip
+    def __init__(self, near: Vm, far: Vm, address: str, size: int, *options: str, cost: bool = True) -> None:
+        super().__init__(near, far, address, Key("rtt", "tcp", None, "core", size, "ns"), options=options)
+        self._wants_cost = cost
+        self._cost = Taken()
 
-    def take(self, seconds: float) -> Taken:
-        """See `Subject`; never shorter than SOCKPERF_SECONDS."""
-        length = str(max(round(seconds), SOCKPERF_SECONDS))
-        where = ["--tcp", "-i", self._address, "-p", str(SOCKPERF_PORT), "-m", str(self.key.size), *self._options]
-        with self._server(["sockperf", "server", *where[:5], *self._options], SOCKPERF_PORT):
-            _, ran = self._client(["sockperf", "ping-pong", *where, "-t", length, "--full-rtt", "--full-log",
-                                   self._LOG], timeout=60)  # fmt: skip
+    def _weigh(self) -> None:
+        if self._wants_cost:
+            (few, short), (many, long) = (self._ping(seconds) for seconds in COST_SECONDS)
+            if many > few:
+                self._cost = cost(_less(long, short), (many - few) / 1e3, (many - few) / 1e3)
+
+    def _take(self) -> Taken:
+        self._ping(SOCKPERF_SECONDS, "--full-log", self._LOG)
         samples = parse_sockperf_log(self._near.succeed(f"cat {self._LOG} && rm {self._LOG}"))
-        taken = cost(ran, len(samples) / 1e3, len(samples) / 1e3)
-        taken.samples = samples
-        return taken
+        return Taken(samples=samples, cpu_s=self._cost.cpu_s, cpu=self._cost.cpu)
+
+    def _ping(self, seconds: int, *log: str) -> tuple[int, Ran]:
+        """Round trips, warm-up and all; and what they used."""
+        where = ["--tcp", "-i", self._address, "-p", str(SOCKPERF_PORT)]
+        text, _, ran = self._both(["sockperf", "server", *where, *self._options], SOCKPERF_PORT,
+                                  ["sockperf", "ping-pong", *where, "-m", str(self.key.size), *self._options, "-t",
+                                   str(seconds), "--full-rtt", *log])  # fmt: skip
+        return parse_sockperf_count(text), ran
 
 
 def parse_sockperf_log(text: str) -> array[int]:
@@ -98,40 +158,79 @@ def parse_sockperf_log(text: str) -> array[int]:
     return samples
 
 
+def parse_sockperf_count(text: str) -> int:
+    """Round trips of a whole run, those of its warm-up too. Raises BenchFailed if it does not say."""
+    found = re.search(r"\[Total Run\].*ReceivedMessages=(\d+)", text)
+    if found is None:
+        raise BenchFailed(f"sockperf did not say how many round trips there were: {text[-200:]!r}")
+    return int(found.group(1))
+
+
 class Iperf(Tool):
-    """iperf3: as many bytes as fit into the time."""
+    """iperf3: bytes a second as the receiver counts them, once the connection is warm.
+
+    What is subtracted from a take's processor time is a run of one write.
+    """
+
+    program = "iperf3"
 
     def __init__(self, near: Vm, far: Vm, address: str, chunk: int, *options: str) -> None:
-        super().__init__(near, far, address, Key("stream", "tcp", None, "core", chunk, "B/s"),
-                         variant=" ".join(("iperf3", *options)), options=options)  # fmt: skip
-        self._rate = 0.0
+        super().__init__(near, far, address, Key("stream", "tcp", None, "core", chunk, "B/s"), options=options)
+        self._idle = Ran({}, {}, {})
 
-    def prepare(self, seconds: float) -> int:
-        """See `Subject`."""
-        del seconds
-        # Some hundredths of a second at least: of a run that is over at once iperf3 reports a rate of 0.
-        total = 1 << 20 if self.key.size < 1024 else 16 << 20
-        self._rate = self._run(total)[0]
-        return total
+    def _weigh(self) -> None:
+        # The middle of three: one in which the VM had something else to do must not make all takes cheap.
+        runs = [self._send("--bytes", str(self.key.size))[1] for _ in range(3)]
+        self._idle = sorted(runs, key=lambda ran: sum(ran.cpu.values()))[1]
 
-    def take(self, seconds: float) -> Taken:
-        """See `Subject`."""
-        total = max(int(self._rate * max(seconds, IPERF_LEAST)), 1 << 20)
-        rate, ran = self._run(total)
-        taken = cost(ran, total / 1e9, total / 1e9)
-        taken.value = rate
+    def _take(self) -> Taken:
+        text, ran = self._send("--time", str(IPERF_SECONDS))
+        received = parse_iperf_intervals(text)
+        taken = cost(_less(ran, self._idle), received.total / 1e9, received.total / 1e9)
+        taken.value = received.rate
+        taken.warmup = received.before // self.key.size
         return taken
 
-    def _run(self, total: int) -> tuple[float, Ran]:
-        with self._server(["iperf3", "--server", "--one-off", "--port", str(IPERF_PORT)], IPERF_PORT):
-            text, ran = self._client(["iperf3", "--client", self._address, "--port", str(IPERF_PORT), "--json",
-                                      "--bytes", str(total), "--length", str(self.key.size), *self._options],
-                                     timeout=60)  # fmt: skip
-        return parse_iperf(text), ran
+    def _send(self, *length: str) -> tuple[str, Ran]:
+        """What the server said, as JSON; and what both used."""
+        port = ["--port", str(IPERF_PORT), "--json"]
+        _, said, ran = self._both(["iperf3", "--server", "--one-off", *port, "--interval", str(IPERF_INTERVAL)],
+                                  IPERF_PORT, ["iperf3", "--client", self._address, *port, *length,
+                                               "--length", str(self.key.size), *self._options], ends=True)  # fmt: skip
+        return said, ran
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a server of iperf3 counted.
+
+    Attributes:
+        rate: bytes a second after the warm-up.
+        total: bytes, the warm-up's too.
+        before: bytes of the warm-up.
+    """
+
+    rate: float
+    total: int
+    before: int
+
+
+def parse_iperf_intervals(text: str) -> Received:
+    """From the JSON of a server, whose intervals are the receiver's. Raises BenchFailed: there are none that count."""
+    try:
+        found: list[dict[str, Any]] = [each["sum"] for each in json.loads(text)["intervals"]]
+        late = [each for each in found if each["start"] >= IPERF_WARM - IPERF_INTERVAL / 2]
+        seconds, counted = sum(float(each["seconds"]) for each in late), sum(int(each["bytes"]) for each in late)
+        total = sum(int(each["bytes"]) for each in found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchFailed(f"iperf3 reported no intervals: {text[-300:]!r}") from error
+    if seconds < (IPERF_SECONDS - IPERF_WARM) / 2 or counted <= 0:
+        raise BenchFailed(f"iperf3 received {counted} bytes in {seconds:.2f} s after its warm-up, which is no figure")
+    return Received(counted / seconds, total, total - counted)
 
 
 def parse_iperf(text: str) -> float:
-    """Bytes a second that were received. Raises BenchFailed if there are none."""
+    """Bytes a second that were received, from the JSON of a client. Raises BenchFailed if there are none."""
     try:
         report: dict[str, Any] = json.loads(text)
         rate = float(report["end"]["sum_received"]["bits_per_second"]) / 8
@@ -140,4 +239,3 @@ def parse_iperf(text: str) -> float:
     if rate <= 0:
         raise BenchFailed("iperf3 received nothing")
     return rate
-

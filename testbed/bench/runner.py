@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from testbed.bench import facts, groups, places
+from testbed.bench.errors import PeerFailed
 from testbed.bench.names import Bench, load
 from testbed.bench.rows import Result
 from testbed.errors import SpecError
@@ -15,7 +16,7 @@ from testbed.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from testbed.bench.groups import Found, Pace
+    from testbed.bench.groups import Found, Group, Pace
     from testbed.bench.places import Domains, Place
     from testbed.bench.setting import Setting
 
@@ -84,8 +85,25 @@ def _at(place: Place, benches: list[Bench], state: _Run) -> None:
         assert bench.groups is not None
         for group in bench.groups(place, state.pace):
             with state.setting.steps.wait(f"{place.pair.domains}: {group.title}"):
-                state.found += groups.measure(group, state.pace, state.setting.baton)
+                state.found += _measured(group, place, state)
     state.absent += place.absent
+
+
+def _measured(group: Group, place: Place, state: _Run) -> list[Found]:
+    """A group; what a peer's own failure leaves of it, which is measured from the beginning and said to be less."""
+    while True:
+        try:
+            return groups.measure(group, state.pace, state.setting.baton)
+        except PeerFailed as error:
+            place.miss(error.message)
+            group = without(group, error.subject)
+
+
+def without(group: Group, subject: object) -> Group:
+    """The same group, less one of its subjects or rivals."""
+    rivals = [[each for each in ways if each is not subject] for ways in group.rivals]
+    return replace(group, subjects=[each for each in group.subjects if each is not subject],
+                   rivals=[ways for ways in rivals if ways])
 
 
 def _note_ends(state: _Run, place: Place) -> None:
