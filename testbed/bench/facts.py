@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from testbed.bed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where a new file of these kinds is a change, though git does not know it yet: a benchmark is one file.
+SOURCES = ("guest", "host", "idc", "images", "testbed")
+SUFFIXES = (".py", ".c", ".h")
+_STAT, _CPUS = Path("/proc/stat"), Path("/sys/devices/system/cpu")
 
 
 def of_host() -> dict[str, Any]:
@@ -24,7 +28,38 @@ def of_host() -> dict[str, Any]:
     return {"system": platform.platform(), "kernel": platform.release(), "machine": platform.machine(),
             "cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0)), "memory_mib": _memory_mib(),
             "load_before": os.getloadavg()[0], "hypervisor": _hypervisor(),
-            "pinning": _pinning(), "python": platform.python_version(), "host_id": _host_id(), **commit()}  # fmt: skip
+            "pinning": _pinning(), "siblings": siblings(), "python": platform.python_version(),
+            "host_id": _host_id(), **commit()}  # fmt: skip
+
+
+class Meanwhile:
+    """What others did to this machine from now on, until `facts()`."""
+
+    def __init__(self) -> None:
+        self._before = _stolen()
+
+    def facts(self) -> dict[str, Any]:
+        """`load_after`, the run's own load in it; and `steal`, the share of all processors' time, 0 to 1, that a
+        hypervisor below had them do something else (/proc/stat, proc(5))."""
+        stolen, total = (after - before for after, before in zip(_stolen(), self._before, strict=True))
+        return {"load_after": os.getloadavg()[0], "steal": round(stolen / total, 4) if total > 0 else 0.0}
+
+
+def _stolen() -> tuple[int, int]:
+    """Ticks stolen, and all ticks. Those of guests are in those of users."""
+    fields = _STAT.read_text().splitlines()[0].split()[1:9]
+    return int(fields[7]), sum(map(int, fields))
+
+
+def siblings() -> dict[str, str]:
+    """The hardware threads that share a core with each end's CPU, itself among them, as the kernel lists them ("0,4").
+    Empty where nothing is pinned or the kernel does not tell."""
+    found = {}
+    for end, cpu in zip(("near", "far"), places_for_each(), strict=True):
+        path = _CPUS / f"cpu{cpu}/topology/thread_siblings_list"
+        if cpu is not None and path.is_file():
+            found[end] = path.read_text().strip()
+    return found
 
 
 def of_testbed(bed: Testbed) -> dict[str, Any]:
@@ -41,15 +76,18 @@ def of_testbed(bed: Testbed) -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of this tree, and whether it holds changes; "" where it is no clone."""
+    """Commit of this tree, and whether it holds changes, new sources too; "" where it is no clone."""
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True,
                                  text=True, check=False)
+        new = subprocess.run([*git, "ls-files", "--others", "--exclude-standard", "--", *SOURCES], capture_output=True,
+                             text=True, check=False)
     except FileNotFoundError:
         return {"commit": "", "dirty": False}
-    return {"commit": name.stdout.strip() if name.returncode == 0 else "", "dirty": bool(changed.stdout.strip())}
+    dirty = bool(changed.stdout.strip()) or any(line.endswith(SUFFIXES) for line in new.stdout.splitlines())
+    return {"commit": name.stdout.strip() if name.returncode == 0 else "", "dirty": dirty}
 
 
 def cpu_model() -> str:
@@ -81,7 +119,11 @@ def _memory_mib() -> int:
 
 def _pinning() -> str:
     near, far = places_for_each()
-    return "none" if near is None else f"near end on CPU {near}, far end on CPU {far}; QEMU's other threads anywhere"
+    if near is None:
+        return "none"
+    cores = siblings()
+    shared = ", one core's two threads" if cores and cores["near"] == cores.get("far") else ""
+    return f"near end on CPU {near}, far end on CPU {far}{shared}; QEMU's other threads anywhere"
 
 
 def _qemu_version(qemu: str) -> str:

@@ -54,7 +54,7 @@ def run(setting: Setting) -> tuple[Result, list[Found]]:
     benches = chosen(setting.names)
     pace = groups.IN_TURN if setting.baton.shared else groups.QUICK if setting.quick else groups.FULL
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    state = _Run(setting, pace, facts.of_host())
+    state, meanwhile = _Run(setting, pace, facts.of_host()), facts.Meanwhile()
     placed = [bench for bench in benches if bench.groups is not None]
     # Apart from the VMs: an idle one still takes some of the processors that the processes are on.
     if placed and "process" in setting.domains:
@@ -74,6 +74,7 @@ def run(setting: Setting) -> tuple[Result, list[Found]]:
             verdict, rows = bench.alone(setting, pace)
             state.accel, state.reason = verdict.accel, verdict.reason
             state.found += rows
+    state.host |= meanwhile.facts()
     result = Result(accel=state.accel, accel_reason=state.reason, host=state.host, quick=setting.quick, started=started,
                     results=tuple(each.row for each in state.found), absent=tuple(state.absent),
                     seconds=round(time.monotonic() - began, 1))  # fmt: skip

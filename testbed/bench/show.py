@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from testbed.bench.rows import Result, Row
 
+#: Share of the processors' time from which on it is said that others had it.
+STEAL = 0.01
 _TITLES = {"rtt": "round trips", "rtt-open": "round trips by a timetable at half the closed loop's rate",
            "rtt-rare": "round trips, one every 2 ms",
            "rtt-busy": "round trips, each VM's CPU shared with a burner",
@@ -181,14 +183,16 @@ def _footer(result: Result, console: Console) -> None:
     lines = [f"accelerator {result.accel}: {result.accel_reason}",
              f"{host.get('cpu')}, {host.get('cpus')} CPUs, kernel {host.get('kernel')}"
              + (", itself a virtual machine" if host.get("hypervisor") else "")]
-    lines += [f"{name}: {host[name]}" for name in ("qemu", "guest_kernel", "mapping", "network", "netdev", "pinning")
-              if name in host]
+    lines += [f"{name}: {host[name]}" for name in ("qemu", "guest_kernel", "mapping", "network", "netdev", "vhost",
+                                                   "pinning") if name in host]
     lines.append(f"commit {host.get('commit') or 'unknown'}{' with changes' if host.get('dirty') else ''}; "
                  f"{result.seconds:g} s{', quick' if result.quick else ''}")
     lines += [f"not measured: {what}" for what in result.absent]
     load, cpus = host.get("load_before", 0.0), host.get("cpus", 1)
     if load > cpus / 2:
         lines.append(f"others were busy when it began (load {load:.1f} on {cpus} CPUs): mind the spread of rounds")
+    if (steal := host.get("steal", 0.0)) >= STEAL:
+        lines.append(f"a hypervisor had {steal:.1%} of the processors' time meanwhile: mind the spread of rounds")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     console.print("ratios hold within this run; absolute figures under TCG say nothing about KVM", style="dim")

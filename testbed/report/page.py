@@ -31,7 +31,8 @@ _ASSETS = resources.files("testbed.report") / "assets"
 #: In this order; each is one <script>.
 _LIBRARIES = (("d3.min.js", "LICENSE.d3"), ("plot.umd.min.js", "LICENSE.plot"))
 _FACTS = ("cpu", "cpus", "memory_mib", "kernel", "system", "qemu", "guest_kernel", "guest_cpu", "guest_python",
-          "mapping", "network", "netdev", "mtu", "offloads", "pinning", "python", "load_before")
+          "mapping", "network", "netdev", "vhost", "mtu", "offloads", "pinning", "python", "load_before",
+          "load_after", "steal")
 ACCELERATORS = {
     "tcg": "TCG: QEMU emulated every instruction of the VMs. Ratios within this run hold under TCG; absolute figures "
            "say nothing about KVM.",
