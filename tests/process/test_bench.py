@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from cli_support import processes_with
 
-from testbed.bench.errors import BenchFailed
+from testbed.bench.errors import BenchFailed, PeerFailed
 from testbed.bench.groups import Group, Pace, measure
+from testbed.bench.iceoryx import Iceoryx
 from testbed.bench.names import rtt
 from testbed.bench.places import processes
 from testbed.bench.rows import parse
@@ -54,7 +55,12 @@ def test_a_quick_run_is_one_json_object_and_kept(environment: dict[str, str], tm
         assert result.find("rate", "ivshmem", "process", mode, "core", 64) is not None
     for path in ("limit", "unix"):
         assert result.find("rtt", path, "process", "poll" if path == "limit" else None, "core", 64) is not None
-    assert result.find("rtt", "iceoryx2", "process", "poll", "python", 64) is not None, result.absent
+    other = result.find("rtt", "iceoryx2", "process", "poll", "python", 64)
+    assert other is not None, result.absent
+    assert other.cpu_s is not None
+    assert other.cpu_s == pytest.approx(other.cpu["near"] + other.cpu["far"])
+    assert 0 <= result.host["steal"] <= 1
+    assert result.host["load_after"] > 0
     polled, rung = (result.find("rtt", "ivshmem", "process", mode, "core", 64) for mode in ("poll", "doorbell"))
     assert polled is not None
     assert rung is not None
@@ -103,6 +109,15 @@ def test_what_cannot_be_is_said_before_anything_is_measured(
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.startswith(said)
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_iceoryx_that_fails_is_a_peers_failure() -> None:
+    with processes() as place:
+        assert place.run is not None
+        subject = Iceoryx(place.run, "nothing of this name", 0, (None, None))
+        with pytest.raises(PeerFailed, match="iceoryx2, nothing of this name of 0 B: it ended with 1: ") as caught:
+            subject.prepare(0.01)
+        assert caught.value.subject is subject
 
 
 def test_an_end_that_dies_is_one_clear_line() -> None:
