@@ -98,9 +98,9 @@ class Iceoryx:
         answer = self._both(count)
         # As the ends count it, around the operations that count alone; the host counts such processes alike.
         units = count * (self.key.size / 1e9 if self.key.unit == "B/s" else 1e-3)
-        used = {"near": answer["cpu"] / units, "far": answer["far_cpu"] / units}
-        taken = Taken(warmup=warm_of(count), cpu_s=sum(used.values()),
-                      cpu=used | {f"host_{place}": seconds for place, seconds in used.items()})  # fmt: skip
+        used = {"near": answer["cpu"], "far": answer["far_cpu"]}
+        used |= {f"host_{place}": seconds for place, seconds in used.items()}
+        taken = Taken(warmup=warm_of(count), used=used, host_units=units, own_units=units)
         if self.key.unit == "ns":
             taken.samples = unpack_samples(answer)
         else:

@@ -13,7 +13,7 @@ import json
 import re
 from array import array
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from testbed.bench import words
@@ -33,6 +33,8 @@ SOCKPERF_PORT, IPERF_PORT = 7001, 5201
 SOCKPERF_SECONDS: Final = 1
 #: Seconds of the two whose difference is what round trips cost.
 COST_SECONDS: Final = (1, 3)
+#: Processor seconds of that difference below which nothing is said of it.
+LEAST_CPU: Final = 0.05
 #: Seconds of one iperf3, which knows whole ones only, for --omit too (3.12); of how many the figure has nothing, for
 #: slow start and for buffers that grow; and the shortest interval that it reports.
 IPERF_SECONDS: Final = 1
@@ -129,13 +131,14 @@ class Sockperf(Tool):
     def _weigh(self) -> None:
         if self._wants_cost:
             (few, short), (many, long) = (self._ping(seconds) for seconds in COST_SECONDS)
-            if many > few:
-                self._cost = cost(_less(long, short), (many - few) / 1e3, (many - few) / 1e3)
+            more = _less(long, short)
+            if many > few and sum(more.cpu.values()) >= LEAST_CPU:
+                self._cost = cost(more, (many - few) / 1e3, (many - few) / 1e3)
 
     def _take(self) -> Taken:
         self._ping(SOCKPERF_SECONDS, "--full-log", self._LOG)
         samples = parse_sockperf_log(self._near.succeed(f"cat {self._LOG} && rm {self._LOG}"))
-        return Taken(samples=samples, cpu_s=self._cost.cpu_s, cpu=self._cost.cpu)
+        return replace(self._cost, samples=samples)
 
     def _ping(self, seconds: int, *log: str) -> tuple[int, Ran]:
         """Round trips, warm-up and all; and what they used."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from testbed.bench import peers, runner
+from testbed.bench import groups, peers, runner
 from testbed.bench.baton import ALONE
 from testbed.bench.errors import BenchFailed, PeerFailed
 from testbed.bench.groups import Group, Pace
@@ -109,8 +109,7 @@ def test_a_round_trip_of_sockperf_costs_what_a_longer_run_costs_more(counted: di
     assert len(far.servers) == 2, "weighed once, though it is prepared for a trial and for the turns"
     taken = subject.take(0.1)
     assert taken.samples == array("Q", [300_000])
-    assert taken.cpu_s == pytest.approx(1.0)
-    assert taken.cpu == pytest.approx({"host_near": 0.5, "host_far": 0.5})
+    assert groups._cost([taken, taken]) == pytest.approx({"host_near": 0.5, "host_far": 0.5})
     assert far.servers[-1] == ["sockperf", "server", "--tcp", "-i", "10.77.0.2", "-p", "7001", "--nonblocked"]
 
 
@@ -129,7 +128,7 @@ def test_a_stream_of_iperf_costs_what_it_costs_more_than_one_write(counted: dict
     taken = subject.take(0.1)
     assert taken.value == pytest.approx((15 << 20) / 0.7)
     assert taken.warmup == 16
-    assert taken.cpu_s == pytest.approx(1.0 / ((16 << 20) / 1e9))
+    assert groups._cost([taken]) == pytest.approx({"host_near": 1.0 / ((16 << 20) / 1e9), "host_far": 0.0})
 
 
 def test_what_it_says_when_it_fails_is_one_line(counted: dict[int, float]) -> None:
