@@ -167,6 +167,9 @@ class Kernel:
     def _tune(disk: Disk) -> None:
         queue = Path(f"/sys/block/nbd{disk.index}/queue")
         (queue / "max_sectors_kb").write_text(str(disk.most >> 10))
+        # A scheduler would have each request sent by a thread of the kernel's in place of whoever makes it, and has
+        # nothing to put in order: the disk of the image, if it is one, has its own at the other end.
+        (queue / "scheduler").write_text("none")
         if not disk.timeout:
             # How often the kernel looks whether a request's socket was replaced, and sends it again then.
             (queue / "io_timeout").write_text("2000")

@@ -69,6 +69,7 @@ def test_a_file_system_with_a_tree(bed: Testbed) -> None:
                      f"mount {node} /mnt && diff -r --no-dereference /usr/lib/python3.11 /mnt/tree",
                      "rm -r /mnt/tree/encodings && fstrim /mnt && umount /mnt", f"e2fsck -f -n {node}"):
             front.succeed(step, timeout=WAIT)
+        assert "[none]" in front.succeed(f"cat /sys/block/{Path(node).name}/queue/scheduler")
         locked = front.succeed(f"grep VmLck /proc/{DRIVERS}/status").split()
         assert int(locked[1]) > 1000
         assert int(back.succeed("stat -c %b /var/tmp/disk0.img")) * 512 < 60 << 20  # what was trimmed is given back

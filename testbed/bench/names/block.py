@@ -3,8 +3,8 @@
 All on the same two VMs: the device of class `block`; nbd-server in the back end's VM, to which the kernel's nbd of the
 front end's connects over the network, by one connection and by several, the better of which counts; a virtio disk of
 the front end's; and nbd-server in the front end's VM itself by a Unix socket, which shows what the kernel's nbd takes
-when nothing has to cross. All take turns. Images lie in memory (tmpfs), so that no disk is measured. Depends on
-`testbed.devices` and below.
+when nothing has to cross. All take turns, and all of nbd have the same limits and no scheduler. Images lie in memory
+(tmpfs), so that no disk is measured. Depends on `testbed.devices` and below.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def _prepare(bed: Testbed, front: Vm, back: Vm, address: str) -> list[_Way]:
     clients = {device: f"{address} {device} -N disk -C {count}" for device, count in CONNECTIONS.items()}
     front.wait_until_succeeds(f"test -S {SOCKET}")
     for device, arguments in (clients | {LOCAL: f"-unix {SOCKET} {LOCAL} -N disk"}).items():
-        front.succeed(f"nbd-client {arguments}", f"echo 1024 > /sys/block/{Path(device).name}/queue/max_sectors_kb",
-                      timeout=60)
+        queue = f"/sys/block/{Path(device).name}/queue"  # of which the device's own is set so, too
+        front.succeed(f"nbd-client {arguments}", f"echo 1024 > {queue}/max_sectors_kb",
+                      f"echo none > {queue}/scheduler", timeout=60)
     ways += [_Way("nbd-tcp", device, f"{count} connection{'s' if count > 1 else ''}")
              for device, count in CONNECTIONS.items()]
     return ways
