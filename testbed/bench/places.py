@@ -221,7 +221,7 @@ def _host_and_vm(bed: Testbed, network: networks.Network, cid: int | None, cpu: 
 def _miss_stronger(place: Place, network: networks.Network) -> None:
     """Say what TCP would be faster with."""
     if network.kind != "tap":
-        place.miss(f"TCP over TAPs, so what is called tcp goes through QEMU's sockets and is no bar's measure: "
+        place.miss(f"TCP over TAPs, so what is called tcp goes through QEMU's sockets, which is weaker: "
                    f"{network.reason}")
     elif network.vhost != "on":
         place.miss(f"TCP with vhost-net: {network.vhost.removeprefix('off: ')}")
