@@ -10,6 +10,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from testbed.network import over_tap
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -71,7 +73,8 @@ def _ratio(above: RowKey, *below: RowKey, domains: str, variants: str = "") -> C
 
     def ratio(result: Result) -> Have | None:
         row = _find(result, above, domains)
-        others = [found for key in below if (found := _find(result, key, domains)) is not None]
+        others = [found for key in below if (found := _find(result, key, domains)) is not None
+                  and not _weak(result, found)]
         if row is None or not others:
             return None
         ratios = [ratio for other in others for ratio in _ratios(row, other, variants)]
@@ -101,6 +104,11 @@ def _ratios(row: Row, other: Row, variants: str) -> list[Have]:
     ways = other.variants or {other.variant: other.figure}
     return [by_rounds(row, other) if name == other.variant else Have(row.figure / figure)
             for name, figure in ways.items() if name.startswith(variants)]
+
+
+def _weak(result: Result, other: Row) -> bool:
+    """Whether it is TCP by less than it could be: over QEMU's sockets in place of TAPs, and no peer to judge by."""
+    return (other.path, other.domains) == ("tcp", "vm-vm") and over_tap(result.host) is False
 
 
 def _find(result: Result, key: RowKey, domains: str) -> Row | None:
@@ -138,7 +146,8 @@ class _Is:
     def rates(self, result: Result, domains: str) -> tuple[float, list[float]] | None:
         """Of the row that is, and its rounds: operations or bytes a second."""
         for row in result.results:
-            if row.domains == domains and all(getattr(row, key) == value for key, value in vars(self).items()):
+            same = row.domains == domains and all(getattr(row, key) == value for key, value in vars(self).items())
+            if same and not _weak(result, row):
                 figure, *rounds = (1e9 / value if row.unit == "ns" else value for value in (row.figure, *row.rounds))
                 return figure, rounds
         return None

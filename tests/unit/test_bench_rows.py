@@ -254,3 +254,11 @@ def test_the_rounds_of_the_idc_rows_are_compared_too_and_their_range_is_told() -
 ])
 def test_a_tail_is_told_where_ten_samples_lie_beyond(samples: int, told: tuple[float | None, ...]) -> None:
     assert replace(rtt("ivshmem", "poll", 10), samples=samples).told == told
+
+
+def test_tcp_over_less_than_a_tap_is_no_peer() -> None:
+    ours, tcp = rtt("ivshmem", "poll", 100, api="python"), rtt("tcp", None, 2000, api="python")
+    call, echo = transact("ivshmem", "poll", 40_000, api="python"), transact("tcp", None, 400_000, None, api="python")
+    for network, judged in (("tap (bridge)", 2), ("sockets (no right to make TAPs)", 0), ("", 2)):
+        found = dataclasses.replace(result(ours, tcp, call, echo), host={"network": network})
+        assert sum(verdict.held is not None for verdict in judge(found)) == judged
