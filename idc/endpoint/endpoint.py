@@ -300,6 +300,8 @@ class Endpoint:
         if self._session is not None:
             self._session.trace = self._flushed = None
         if self._carrier is not None:
+            if self._session is not None:
+                self._session.send = self._carrier.send
             self._note(trace, self._carrier)
         if trace is not None:
             trace.state(self.state.value, self.reason)
@@ -467,6 +469,7 @@ class Endpoint:
                 accepts = replace(accepts, asks=remote.serves, ask_bytes=min(remote.ask_bytes, room))
         session = Session(accepts, resources.requests, resources.messages, self._post, asks)
         self._carrier, self._session, self._broken = carrier, session, None
+        session.send, session.waiting, session.broke = carrier.send, self._inbox, self._broke
         if carrier.trips is not None:
             session.timed = carrier.trips.took
         self._inbox.clear()
@@ -492,6 +495,7 @@ class Endpoint:
         elsewhere = carrier.traced(trace)
         if trace is not None and not elsewhere and self._session is not None:
             self._session.trace, self._flushed = trace.note, trace.flushed
+            self._session.send = self._post  # `notify` tells of it
 
     def _post(self, frame: bytes, body: bytes = b"") -> None:
         carrier = self._carrier
@@ -502,9 +506,12 @@ class Endpoint:
             else:
                 carrier.post(frame)
         except DisconnectedError as error:
-            self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
+            self._broke(error)
             raise
         self._dirty = True
+
+    def _broke(self, error: DisconnectedError) -> None:
+        self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
 
     def _take(self, timeout: float) -> bool:
         if self._dirty and not (self._carrier is not None and self._carrier.flushes):

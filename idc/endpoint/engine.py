@@ -373,7 +373,7 @@ class _EngineCarrier:
             if not left and self.broken is not None:
                 raise self.broken
             return left
-        first = self._carrier.take(timeout, most=1)
+        first = self._carrier.take(timeout)  # whose first one comes alone
         if first and first[0][:1] == bytes([Kind.HELLO]):
             with contextlib.suppress(ProtocolError):  # the session says the same, to who can act on it
                 peer = frames.parse_hello(frames.parse(first[0])[3])

@@ -17,7 +17,7 @@ from idc.endpoint.results import Completion, Result
 from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolError, TooBigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from idc.transport.base import Carrier, Frame
 
@@ -192,15 +192,19 @@ class IncomingTransaction(_Incoming):
         """
         session = self._session
         if (self._open and not session.over and 0 <= error < HANDLER_FAILED
-                and len(status) < LONG and len(status) <= session.peer.status_bytes):
+                and len(status) <= session.short):
             self._open = False  # from here on as `finish_transaction`, with a call less
-            session._held_requests.discard(self._tag)
+            held, tag = session._held_requests, self._tag
+            held.discard(tag)
             if session.trace is not None:
-                session.trace((monotonic_ns(), _REPLY, self._tag))
+                session.trace((monotonic_ns(), _REPLY, tag))
             try:
-                session._post(_pack(_REPLY, 0, error, self._tag) + status)
-            except DisconnectedError:
-                return Result.CLOSED
+                if held or session.waiting:
+                    session._post(_pack(_REPLY, 0, error, tag) + status)
+                else:
+                    session.send(_pack(_REPLY, 0, error, tag) + status)
+            except DisconnectedError as lost:
+                return session.lost(lost)
             return _OK
         if not 0 <= error < HANDLER_FAILED:
             raise MisuseError(f"error code {error} of a transaction: must be 0 to {HANDLER_FAILED - 1}")
@@ -252,6 +256,16 @@ class IncomingAsk(_Incoming):
 Incoming = IncomingMessage | IncomingTransaction
 
 
+def _status_of(taken: Sequence[Frame], tag: int) -> bytes | None:
+    """What came, if that is the answer with that tag, without an error, and nothing else."""
+    if len(taken) != 1:
+        return None
+    first, begins = taken[0], _pack(_REPLY, 0, 0, tag)
+    if type(first) is bytes:
+        return first[HEADER_BYTES:] if first.startswith(begins) else None
+    return first[1] if first[0] == begins else None  # type: ignore[return-value]
+
+
 class Session:
     """One connection, from HELLO to its end.
 
@@ -268,12 +282,21 @@ class Session:
         trace: is given the moment of each frame posted and received (see `idc.trace.hook`); None: nobody is, or the
             carrier sees to it.
         timed: is told how long a transaction took, ns, of one in eight; None: nobody is.
+        send: as `post`, and wakes the peer; for an answer after which no other is due.
+        waiting: frames that came and were not given to `receive`: whoever answers a request before the last of them need
+            not wake the peer for each.
+        broke: is told why an answer could not be sent.
+        short: bytes of a status that the peer accepts, and that is no long one.
     """
 
     def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None],
                  asks: Slots | None = None) -> None:
         self.accepts = accepts
         self.peer = Quotas(0, 0, 0, 0)
+        self.short = 0
+        self.send = post
+        self.waiting: Collection[Frame] = ()
+        self.broke: Callable[[DisconnectedError], None] | None = None
         self.greeted = False
         self.over = False
         self.on_last: Callable[[], None] | None = None
@@ -322,9 +345,9 @@ class Session:
         Returns:
             The status, and nothing is the matter with it; or as `submit_transaction`, and the rest is as after that.
         """
-        slots = self._requests
+        slots, peer = self._requests, self.peer
         free = slots.free
-        if len(parameters) > self.peer.parameter_bytes or not free or slots.count - len(free) >= self.peer.requests:
+        if len(parameters) > peer.parameter_bytes or not free or slots.count - len(free) >= peer.requests:
             return self.submit_transaction(parameters, done, ordered=False)
         if self.trace is not None:  # one that the carrier does not tell
             return self.submit_transaction(parameters, done, ordered=False)
@@ -340,22 +363,19 @@ class Session:
             if not carrier.posted:
                 slots.cancel(tag)
             raise
-        if len(taken) == 1:
-            first, begins, most = taken[0], _pack(_REPLY, 0, 0, tag), self.accepts.status_bytes
-            if type(first) is bytes:
-                status = first[HEADER_BYTES:] if first.startswith(begins) else None
-            else:
-                status = first[1] if first[0] == begins else None  # type: ignore[assignment]
-            if status is not None and len(status) <= most:
-                slot.done, slot.tag = None, -1
-                free.append(slot)
-                if timed is not None:
-                    timed(monotonic_ns() - begun)
-                return status
+        status = taken if type(taken) is bytes else _status_of(taken, tag)
+        if status is not None and len(status) <= self.accepts.status_bytes:
+            slot.done, slot.tag = None, -1
+            free.append(slot)
+            if timed is not None:
+                timed(monotonic_ns() - begun)
+            return status
         if timed is not None:
             self._begun[tag] = begun
-        if taken:
-            keep(taken)
+        if type(taken) is bytes:
+            keep([_pack(_REPLY, 0, 0, tag) + taken])  # too long: for `receive` to say so
+        elif taken:
+            keep(taken)  # type: ignore[arg-type]
         return _OK
 
     def _submit(self, kind: int, slots: Slots, quota: int, body: bytes, done: Done | None,
@@ -395,16 +415,10 @@ class Session:
         self._held_requests.discard(tag)
         if self.trace is not None:
             self.trace((monotonic_ns(), _REPLY, tag))
+        give = self._post if self._held_requests or self.waiting else self.send
         if len(status) < LONG:
-            frame = _pack(_REPLY, 0, error, tag) + status
-            if self.over:
-                return self._answer(frame)
-            try:
-                self._post(frame)
-            except DisconnectedError:
-                return Result.CLOSED  # as in `_answer`
-            return _OK
-        return self._answer(_pack(_REPLY, 0, error, tag), status)
+            return self._answer(_pack(_REPLY, 0, error, tag) + status, give=give)
+        return self._answer(_pack(_REPLY, 0, error, tag), status, give)
 
     def finish_message(self, tag: int) -> Result:
         """See IncomingMessage."""
@@ -420,20 +434,27 @@ class Session:
             self.trace((monotonic_ns(), int(Kind.ANSWER), tag))
         return self._answer(frames.encode(Kind.ANSWER, tag, body, code))
 
-    def _answer(self, frame: bytes, body: bytes = b"") -> Result:
+    def _answer(self, frame: bytes, body: bytes = b"", give: Callable[..., None] | None = None) -> Result:
         if self.over:
             if not self.held and (told := self.on_last) is not None:
                 self.on_last = None
                 told()
             return Result.CLOSED
+        give = give or self._post
         try:
             if body:
-                self._post(frame, body)
+                give(frame, body)
             else:
-                self._post(frame)
-        except DisconnectedError:
-            return Result.CLOSED  # whoever drives the endpoint learns of the end by itself
+                give(frame)
+        except DisconnectedError as error:
+            return self.lost(error)
         return _OK
+
+    def lost(self, error: DisconnectedError) -> Result:
+        """An answer could not be sent: whoever drives the endpoint learns of the end by itself."""
+        if self.broke is not None:
+            self.broke(error)
+        return Result.CLOSED
 
     # -- the peer's frames
 
@@ -477,6 +498,7 @@ class Session:
             if self.greeted:
                 raise ProtocolError("a second HELLO")
             self.peer = frames.parse_hello(body)
+            self.short = min(self.peer.status_bytes, LONG - 1)
             self.greeted = True
             return []
         if kind == _BYE:

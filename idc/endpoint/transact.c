@@ -404,6 +404,15 @@ int64_t idc_line_notify(struct idc_line *l)
     return rc == IDC_OK && due(log) ? IDC_DUE : rc;
 }
 
+int64_t idc_line_send(struct idc_line *l, const void *frame, uint64_t len)
+{
+    int64_t rc = idc_line_post(l, frame, len);
+    if (rc < 0)
+        return rc;
+    announce(l, log_of(l));
+    return due(log_of(l));
+}
+
 int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns)
 {
@@ -420,10 +429,19 @@ int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *len
     return got;
 }
 
-int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
-                      int64_t timeout_ns)
+int64_t idc_line_next(struct idc_line *l, int64_t timeout_ns)
 {
-    struct idc_part parts[2] = {{.base = head, .len = head_len}, {.base = body, .len = body_len}};
+    int64_t got = idc_line_take(l, l->many, l->many_cap, l->lens, l->met ? l->most : 1, l->spin_ns, timeout_ns);
+    if (got <= 0)
+        return got < 0 ? got : IDC_AGAIN;
+    l->met = 1;
+    return (got - 1) << 32 | l->lens[0];
+}
+
+int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns)
+{
+    struct header answer;
+    struct idc_part parts[2] = {{.base = head, .len = sizeof answer}, {.base = body, .len = body_len}};
     struct idc_log *log = log_of(l);
     l->posted = 0;
     if (!room_for(log, 4) || due(log)) /* before there is anything in hand that could get lost */
@@ -434,11 +452,18 @@ int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, c
         return rc;
     l->posted = 1;
     if (log != NULL)
-        log_frame(log, when, 0, head, head_len);
+        log_frame(log, when, 0, head, sizeof answer);
     rc = announce(l, log);
     if (rc == IDC_OK)
         rc = idc_msg_recv(l->rx, l->buf, l->cap, l->spin_ns, timeout_ns);
-    if (log != NULL && rc >= 0)
+    if (rc < 0)
+        return rc;
+    if (log != NULL)
         log_frame(log, idc_now_ns(), IDC_RECEIVED, l->buf, (uint64_t)rc);
-    return rc;
+    memcpy(&answer, head, sizeof answer);
+    answer.kind = REPLY;
+    if ((uint64_t)rc >= sizeof answer && memcmp(l->buf, &answer, sizeof answer) == 0)
+        return rc - (int64_t)sizeof answer;
+    l->len = (uint32_t)rc;
+    return IDC_OTHER;
 }

@@ -89,6 +89,8 @@ enum { IDC_RUNG = 128, IDC_LOG_DUE_AT = 160, IDC_LOG_LONG_NS = 10000000 };
 /* Beside the core's results: moments are to be taken out now, since there are many, or old ones, or no room. Each function
  * says what it has done before. */
 enum { IDC_DUE = -64 };
+/* idc_line_call: what came is not the answer. Bytes of a frame's header. */
+enum { IDC_OTHER = -65, IDC_HEAD = 8 };
 
 /* One side of one connection, whose frames Python makes and judges. */
 struct idc_line {
@@ -96,21 +98,33 @@ struct idc_line {
     struct idc_log *log;     /* NULL: nothing is traced */
     void *buf;               /* for what idc_line_call receives */
     uint64_t cap;            /* of it */
+    void *many;              /* for what idc_line_next receives, many_cap bytes; their lengths, `most` of them */
+    uint64_t many_cap;
+    uint32_t *lens;
+    uint32_t most;
     int64_t spin_ns;
     int32_t posted;          /* whether the frame of idc_line_call went; its user's to clear */
+    uint32_t len;            /* of what it received, if that is no answer */
+    int32_t met;             /* a frame was received by idc_line_next */
 };
 
 /* As idc_msg_post_one. IDC_DUE: nothing was posted. */
 int64_t idc_line_post(struct idc_line *l, const void *frame, uint64_t len);
 /* As idc_notify. IDC_DUE: that was done. */
 int64_t idc_line_notify(struct idc_line *l);
+/* idc_line_post and idc_line_notify. 0; 1: that was done, and moments are due; or as idc_line_post, and nothing was posted. What breaks
+ * after that is left to the next call to say. */
+int64_t idc_line_send(struct idc_line *l, const void *frame, uint64_t len);
 /* As idc_msg_recv_batch; n at most 64. IDC_DUE: nothing was taken. */
 int64_t idc_line_take(struct idc_line *l, void *buf, uint64_t cap, uint32_t *lens, uint32_t n, int64_t spin_ns,
                       int64_t timeout_ns);
-/* Sends a frame in two pieces, of which the first has the header, and waits for the next one, whatever it is: what a
- * transaction is for who waits for its answer. Its length, in l->buf; or a negative result. IDC_DUE: nothing was done. */
-int64_t idc_line_call(struct idc_line *l, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
-                      int64_t timeout_ns);
+/* The same into l->many, in few words for what comes most often: the length of the first, and how many more above bit 32. The
+ * very first frame comes alone, see idc/transport/shared.py. */
+int64_t idc_line_next(struct idc_line *l, int64_t timeout_ns);
+/* Sends a request, its header (8 bytes) apart, and waits for the next frame: what a transaction is for who waits for its
+ * answer. The length of its status, in l->buf behind the header, if the next frame is the answer and no error; IDC_OTHER: l->len bytes
+ * in l->buf that are not; or another negative result. IDC_DUE: nothing was done. */
+int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns);
 
 /* cdef end */
 #endif

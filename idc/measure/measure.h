@@ -77,8 +77,9 @@ int idc_untraced_start(struct idc_engine *e);
 int64_t idc_untraced_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie);
 void idc_untraced_answered(struct idc_engine *e, uint32_t tag);
 int64_t idc_untraced_line_post(struct idc_line *l, const void *frame, uint64_t len);
-int64_t idc_untraced_line_call(struct idc_line *l, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
-                               int64_t timeout_ns);
+int64_t idc_untraced_line_send(struct idc_line *l, const void *frame, uint64_t len);
+int64_t idc_untraced_line_next(struct idc_line *l, int64_t timeout_ns);
+int64_t idc_untraced_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns);
 int64_t idc_untraced_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
                          int64_t spin_ns, int64_t timeout_ns);
 

@@ -37,7 +37,7 @@ COPIED: Final = ("idc.transport.shared", "idc.endpoint.session", "idc.endpoint.e
                  "idc.endpoint.engine", "idc.measure.traced_loops")
 _CORE: Final = {
     **{f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")},
-    **{f"idc_line_{name}": f"idc_untraced_line_{name}" for name in ("post", "call")}}
+    **{f"idc_line_{name}": f"idc_untraced_line_{name}" for name in ("post", "send", "next", "call")}}
 #: What is asked before the trace is told something.
 _ASKED: Final = {"trace", "_trace", "_flushed"}
 

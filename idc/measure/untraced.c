@@ -11,6 +11,8 @@
 #define idc_engine_run idc_untraced_run
 #define idc_line_post idc_untraced_line_post
 #define idc_line_notify idc_untraced_line_notify
+#define idc_line_send idc_untraced_line_send
+#define idc_line_next idc_untraced_line_next
 #define idc_line_take idc_untraced_line_take
 #define idc_line_call idc_untraced_line_call
 #include "../endpoint/transact.c"

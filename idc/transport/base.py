@@ -105,11 +105,12 @@ class Carrier(Protocol):
     def traced(self, trace: EndpointTrace | None) -> bool:
         """From now on note the moments of frames there, None: no more. Whether it does, or leaves it to who uses it."""
 
-    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[Frame]:
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> bytes | Sequence[Frame]:
         """`send`, then `take` of at most one frame, in as few steps as can be: for who waits for an answer.
 
-        Nothing comes where it does not come in time, or what comes is not for this call: then `take` has more to say,
-        also of a connection that is over. Raises as `post`; `posted` then says whether the frame went, as after an
+        A carrier that knows the answer when it sees it may return the body of one without an error, as bytes. Nothing
+        comes where it does not come in time, or what comes is not for this call: then `take` has more to say, also of
+        a connection that is over. Raises as `post`; `posted` then says whether the frame went, as after an
         interruption it may have, and what came in its place is lost.
         """
 

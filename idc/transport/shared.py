@@ -32,9 +32,13 @@ SLOT_HEADER = 8
 BATCH = 64
 #: What a full ring means.
 FULL = "the peer does not take what it has asked for: the ring is full"
-_call, _post, _unpack = lib.idc_line_call, lib.idc_line_post, ffi.unpack
-_line_take, _notify = lib.idc_line_take, lib.idc_line_notify
+#: From here on up it was more than one frame that came, see idc_line_next.
+SEVERAL = 1 << 32
+_call, _post, _send, _unpack = lib.idc_line_call, lib.idc_line_post, lib.idc_line_send, ffi.unpack
+_next, _notify = lib.idc_line_next, lib.idc_line_notify
 _AGAIN, _TIMEOUT, _INTR, _DUE = lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_DUE
+_OTHER = lib.IDC_OTHER
+_new = ffi.new_allocator(should_clear_after_alloc=False)  # large, and seldom used beyond its beginning
 
 
 class SharedCarrier:
@@ -56,13 +60,16 @@ class SharedCarrier:
         self.flush: Callable[[], None] = channel.sender.flush
         self._sender, self._receiver = channel.sender, channel.receiver
         self._tx, self._rx = channel.sender._ring, channel.receiver._ring
+        most = min(BATCH, self.capacity)
         self._room = ffi.new("char[]", self.frame_bytes)
-        self._line = ffi.new("struct idc_line *", {"tx": self._tx, "rx": self._rx, "buf": self._room,
-                                                   "cap": self.frame_bytes})
+        self._status = self._room + lib.IDC_HEAD
+        self._many = _new("char[]", most * self.frame_bytes)
+        self._lens = ffi.new("uint32_t[]", most)
+        # Before a trace has heard of the connection nothing may be noted, so what came with HELLO is left for later.
+        self._line = ffi.new("struct idc_line *", {
+            "tx": self._tx, "rx": self._rx, "buf": self._room, "cap": self.frame_bytes, "many": self._many,
+            "many_cap": most * self.frame_bytes, "lens": self._lens, "most": most})
         self._trace: EndpointTrace | None = None
-        self._take = channel.receiver.take_batch
-        self._most = min(BATCH, self.capacity)
-        self._met = False
         # A part of the ring's own memory, which lives as long as that is held.
         self.rings = self._tx.count
         self.closed = False
@@ -86,21 +93,29 @@ class SharedCarrier:
 
     def send(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
-        self.post(frame, body)
-        with contextlib.suppress(DisconnectedError):
-            self.flush()
+        if body:
+            frame = frame + body
+        if self.closed or (rc := _send(self._line, frame, len(frame))) < 0:
+            self._refused(frame)
+            with contextlib.suppress(DisconnectedError):
+                self.flush()
+        elif rc > 0 and self._trace is not None:
+            self._trace.drain()
 
-    def exchange(self, frame: bytes, body: bytes, timeout: float) -> Sequence[bytes]:
+    def exchange(self, frame: bytes, body: bytes, timeout: float) -> bytes | Sequence[bytes]:
         """See there."""
         if self.closed:
             self._sender.flush()  # which says so
         if type(body) is not bytes:
             body = bytes(body)
         line = self._line
-        rc = _call(line, frame, len(frame), body, len(body), int(timeout * 1e9))
+        rc = _call(line, frame, body, len(body), int(timeout * 1e9))
         if rc >= 0:
             line.posted = 0
-            return (_unpack(self._room, rc),)
+            return _unpack(self._status, rc)  # type: ignore[no-any-return]
+        if rc == _OTHER:
+            line.posted = 0
+            return (_unpack(self._room, line.len),)
         if rc == _DUE:
             if (trace := self._trace) is not None:
                 trace.drain()
@@ -122,10 +137,10 @@ class SharedCarrier:
         self._trace = trace
         if trace is None:
             self._line.log = ffi.NULL
-            self.flush, self._take = self._sender.flush, self._receiver.take_batch
+            self.flush = self._sender.flush
         else:
             self._line.log = trace.log
-            self.flush, self._take = self._flush_traced, self._take_traced
+            self.flush = self._flush_traced
         return True
 
     def _flush_traced(self) -> None:
@@ -136,36 +151,34 @@ class SharedCarrier:
         elif rc not in (lib.IDC_OK, _DUE):
             raise self._sender._fail(rc)
 
-    def _take_traced(self, most: int, timeout: float | None) -> list[bytes]:
-        """As `take_batch`; what came with HELLO, after the connection has begun for the trace too."""
-        trace, receiver = self._trace, self._receiver
-        if self.closed or trace is None:
-            return receiver.take_batch(most, timeout)  # which says so
-        if not self._met:
-            most = 1
-        if most > receiver._batch:
-            receiver._make_batch(most)
-        ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
-        end = time.monotonic_ns() + ns if ns > 0 else 0
-        while (rc := _line_take(self._line, receiver._many, receiver._room, receiver._lens, most, receiver._spin_ns,
-                                ns)) <= 0:
-            if rc in (_AGAIN, _TIMEOUT):
-                return []
-            if rc == _DUE:
-                trace.drain()
-            elif rc != _INTR:
-                raise receiver._fail(rc)
-            if ns > 0:
-                ns = max(end - time.monotonic_ns(), 1)
-        self._met = True
-        return receiver._taken(rc)
+    def take(self, timeout: float) -> Sequence[bytes]:
+        """See there. The first frame of all comes alone."""
+        if self.closed:
+            self._sender.flush()  # which says so
+        rc = _next(self._line, int(timeout * 1e9))
+        if 0 <= rc < SEVERAL:
+            return (_unpack(self._many, rc),)
+        return self._taken(rc, timeout)
 
-    def take(self, timeout: float, most: int = BATCH) -> Sequence[bytes]:
-        """See there. At most `most` frames."""
-        try:
-            return self._take(min(self._most, most), timeout)
-        except TooBigError as error:
-            raise ProtocolError(str(error)) from error
+    def _taken(self, rc: int, timeout: float) -> Sequence[bytes]:
+        """Several, or none."""
+        end = time.monotonic() + timeout
+        while rc < 0:
+            if rc in (_AGAIN, _TIMEOUT):
+                return ()
+            if rc == _DUE:
+                if (trace := self._trace) is not None:
+                    trace.drain()
+            elif rc != _INTR:
+                error = self._receiver._fail(rc)
+                raise ProtocolError(str(error)) if isinstance(error, TooBigError) else error
+            rc = _next(self._line, int(max(end - time.monotonic(), 0.0) * 1e9))
+        lens = _unpack(self._lens, (rc >> 32) + 1)
+        whole, at, frames = _unpack(self._many, sum(lens)), 0, []
+        for length in lens:
+            frames.append(whole[at:at + length])
+            at += length
+        return frames
 
     def spin(self, seconds: float) -> None:
         """How long it polls before it sleeps, from now on."""
