@@ -117,6 +117,11 @@ class _Call:
             self.waiting.notify()
 
 
+def _spare() -> tuple[_Call, Done]:
+    call = _Call()
+    return call, call.done
+
+
 class Caller:
     """An endpoint for threads that call and wait. Any number of them may share it, and none is made for it.
 
@@ -146,7 +151,7 @@ class Caller:
         self._followers: deque[_Call] = deque()
         self._asleep = False
         self._closing = False
-        self._spare = _Call()  # of the one thread that calls, which has been told what it needed it for
+        self._spare = _spare()  # of the one thread that calls, which has been told what it needed it for
         self._left = threading.Condition(self._lock)
         self._kick = -1
 
@@ -164,18 +169,18 @@ class Caller:
             ClosedError: the endpoint was destroyed.
         """
         if timeout is None and not self._shared and get_ident() == self._first:
-            call = self._spare
             with self._lock:
+                call, done = self._spare
                 try:
-                    answer = self.endpoint.call(parameters, call.done, NAP_ALONE)
+                    answer = self.endpoint.call(parameters, done, NAP_ALONE)
                 except BaseException:
-                    self._spare = _Call()  # the other may be told of an answer yet
+                    self._spare = _spare()  # the other may be told of an answer yet
                     raise
                 if self._followers and not self._leader:
                     self._followers[0].wake()
             if type(answer) is bytes:
                 return answer
-            self._spare = _Call()
+            self._spare = _spare()
             if answer is _OK:
                 return value_of(self._complete(lambda _: _OK, None, call))
         return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))

@@ -366,6 +366,8 @@ class Endpoint:
 
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
+        if self._party is None and self.state is _CONNECTED:
+            return self._take(timeout)
         party, worked = self._party, False
         if party is not None:
             worked = party.work()
@@ -520,17 +522,23 @@ class Endpoint:
         try:
             if self._broken is not None:
                 raise self._broken
-            if not inbox and self.state is _CONNECTED:
-                assert self._carrier is not None
+            if inbox:
+                frame = inbox.popleft()
+            else:
+                if self._carrier is None:
+                    return True  # it was lost just now
                 taken = self._carrier.take(timeout)
                 if not taken:
                     if self._trace is not None:
                         self._trace.drain()
                     return False
-                inbox.extend(taken)
+                frame = taken[0]
+                if len(taken) > 1:
+                    inbox.extend(taken)
+                    inbox.popleft()
             client = self._client
-            while inbox and self.state is _CONNECTED:
-                event = self._session.receive(inbox.popleft())  # type: ignore[union-attr] # a handler may have made a new one
+            while True:
+                event = self._session.receive(frame)  # type: ignore[union-attr] # a handler may have made a new one
                 if type(event) is IncomingTransaction:
                     try:
                         client.transaction(self, event)
@@ -540,6 +548,9 @@ class Endpoint:
                     self._handle(event)
                 if self._broken is not None:
                     raise self._broken
+                if not inbox or self.state is not _CONNECTED:
+                    break
+                frame = inbox.popleft()
         except ProtocolError as error:
             self._lost(error, bye=str(error))
         except DisconnectedError as error:

@@ -32,6 +32,7 @@ RECEIVED: Final = 64
 _OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED
 _MESSAGE, _DONE, _REQUEST, _REPLY = int(Kind.MESSAGE), int(Kind.DONE), int(Kind.REQUEST), int(Kind.REPLY)
 _HELLO, _BYE = int(Kind.HELLO), int(Kind.BYE)
+_new = object.__new__
 _pack, _unpack = frames.HEADER.pack, frames.HEADER.unpack_from
 _DELIVERED: Final = Completion(_OK)
 #: Transactions whose tag has none of these bits are timed: one of eight uses of each slot.
@@ -283,8 +284,8 @@ class Session:
             carrier sees to it.
         timed: is told how long a transaction took, ns, of one in eight; None: nobody is.
         send: as `post`, and wakes the peer; for an answer after which no other is due.
-        waiting: frames that came and were not given to `receive`: whoever answers a request before the last of them need
-            not wake the peer for each.
+        waiting: frames that came and were not given to `receive`: whoever answers a request before the last of them
+            need not wake the peer for each.
         broke: is told why an answer could not be sent.
         short: bytes of a status that the peer accepts, and that is no long one.
     """
@@ -363,7 +364,7 @@ class Session:
             if not carrier.posted:
                 slots.cancel(tag)
             raise
-        status = taken if type(taken) is bytes else _status_of(taken, tag)
+        status = taken if isinstance(taken, bytes) else _status_of(taken, tag)
         if status is not None and len(status) <= self.accepts.status_bytes:
             slot.done, slot.tag = None, -1
             free.append(slot)
@@ -372,10 +373,10 @@ class Session:
             return status
         if timed is not None:
             self._begun[tag] = begun
-        if type(taken) is bytes:
+        if isinstance(taken, bytes):
             keep([_pack(_REPLY, 0, 0, tag) + taken])  # too long: for `receive` to say so
         elif taken:
-            keep(taken)  # type: ignore[arg-type]
+            keep(taken)
         return _OK
 
     def _submit(self, kind: int, slots: Slots, quota: int, body: bytes, done: Done | None,
@@ -480,7 +481,9 @@ class Session:
                 if len(body) > accepts.parameter_bytes or len(held) >= accepts.requests or tag in held:
                     self._hold(held, accepts.requests, tag, body, "transactions")  # which says what is wrong
                 held.add(tag)
-                return IncomingTransaction(self, tag, body)
+                came = _new(IncomingTransaction)  # as by its constructor, whose call costs more than all of this
+                came._session, came._tag, came._open, came.parameters = self, tag, True, body
+                return came
             if kind == _REPLY:
                 if not tag & _UNTIMED and self._begun:
                     self._time(tag)

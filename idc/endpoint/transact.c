@@ -462,8 +462,10 @@ int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, ui
         log_frame(log, idc_now_ns(), IDC_RECEIVED, l->buf, (uint64_t)rc);
     memcpy(&answer, head, sizeof answer);
     answer.kind = REPLY;
-    if ((uint64_t)rc >= sizeof answer && memcmp(l->buf, &answer, sizeof answer) == 0)
+    if ((uint64_t)rc >= sizeof answer && memcmp(l->buf, &answer, sizeof answer) == 0) {
+        l->posted = 0; /* whatever interrupts its user now, nothing is under way */
         return rc - (int64_t)sizeof answer;
+    }
     l->len = (uint32_t)rc;
     return IDC_OTHER;
 }

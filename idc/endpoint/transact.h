@@ -103,7 +103,7 @@ struct idc_line {
     uint32_t *lens;
     uint32_t most;
     int64_t spin_ns;
-    int32_t posted;          /* whether the frame of idc_line_call went; its user's to clear */
+    int32_t posted;          /* whether the frame of idc_line_call went, and its answer did not come; its user's to clear */
     uint32_t len;            /* of what it received, if that is no answer */
     int32_t met;             /* a frame was received by idc_line_next */
 };

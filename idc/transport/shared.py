@@ -69,6 +69,7 @@ class SharedCarrier:
         self._line = ffi.new("struct idc_line *", {
             "tx": self._tx, "rx": self._rx, "buf": self._room, "cap": self.frame_bytes, "many": self._many,
             "many_cap": most * self.frame_bytes, "lens": self._lens, "most": most})
+        self._timeout, self._timeout_ns = 0.0, 0  # the last one that was asked for
         self._trace: EndpointTrace | None = None
         # A part of the ring's own memory, which lives as long as that is held.
         self.rings = self._tx.count
@@ -109,9 +110,10 @@ class SharedCarrier:
         if type(body) is not bytes:
             body = bytes(body)
         line = self._line
-        rc = _call(line, frame, body, len(body), int(timeout * 1e9))
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        rc = _call(line, frame, body, len(body), self._timeout_ns)
         if rc >= 0:
-            line.posted = 0
             return _unpack(self._status, rc)  # type: ignore[no-any-return]
         if rc == _OTHER:
             line.posted = 0
@@ -155,7 +157,9 @@ class SharedCarrier:
         """See there. The first frame of all comes alone."""
         if self.closed:
             self._sender.flush()  # which says so
-        rc = _next(self._line, int(timeout * 1e9))
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        rc = _next(self._line, self._timeout_ns)
         if 0 <= rc < SEVERAL:
             return (_unpack(self._many, rc),)
         return self._taken(rc, timeout)

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 # Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
 _post, _flush, _take = lib.idc_wire_post, lib.idc_wire_flush, lib.idc_wire_take
 _send, _into, _ready = lib.idc_wire_send, lib.idc_wire_into, lib.idc_wire_ready
-_call, _unpack = lib.idc_wire_call, ffi.unpack
+_call, _next, _unpack = lib.idc_wire_call, lib.idc_wire_next, ffi.unpack
 _OK, _AGAIN, _TIMEOUT, _INTR, _PEER = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR, lib.IDC_PEER
 LONG: Final = lib.IDC_WIRE_LONG
 HEAD: Final = lib.IDC_WIRE_HEAD
+ONE: Final = lib.IDC_WIRE_ONE
 #: Bytes of a frame's length.
 PREFIX: Final = 4
 #: Bytes of frames that are received at a time, but for the body of a long one, which comes by itself.
@@ -111,6 +112,8 @@ class TcpCarrier:
                                                          "longest": FRAME_BYTES, "most": MOST_UNSENT}),
                            lib.idc_wire_free)
         self._chars = ffi.cast("char *", self._room)
+        self._only = self._chars + PREFIX  # where a frame is that comes alone
+        self._timeout, self._timeout_ns = 0.0, 0  # the last one that was asked for
         self._head = ffi.cast("char *", self.wire.head)
         self._lens = ffi.new("uint32_t[]", BATCH)
         self._posted = ffi.new("int32_t *")
@@ -155,21 +158,26 @@ class TcpCarrier:
         """See there."""
         if type(body) is not bytes:
             body = bytes(body)
-        wire, posted = self.wire, self._posted
-        if len(body) >= LONG:
+        wire, posted, long = self.wire, self._posted, len(body) >= LONG
+        if long:
             self.lends.append(body)  # before the core has it, whatever interrupts this
-        rc = _call(wire, frame, len(frame), body, len(body), self._lens, int(timeout * 1e9), posted)
-        if rc == 1 and not wire.apart and not wire.want and not self._writing and not self.lends:
-            posted[0] = 0
-            return (_unpack(self._chars + wire.first, self._lens[0]),)
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        rc = _call(wire, frame, len(frame), body, len(body), self._lens, self._timeout_ns, posted)
+        if rc >= ONE:
+            if self._writing or long:
+                self.settle()
+            return (_unpack(self._only, rc - ONE),)
         if rc < 0 and not posted[0]:
-            if len(body) >= LONG:
+            if long:
                 self.lends.pop()
             raise self.refused(rc)
-        posted[0] = 0
         frames = self._frames(rc) if rc > 0 else []
         if wire.want:
             self.find_room()
+            if not frames and (rc := _take(wire, self._lens, 1, self._timeout_ns)) > 0:
+                frames = self._frames(rc)
+        posted[0] = 0
         if self.lends or self._writing or wire.unsent:
             self.settle()
         return frames
@@ -215,14 +223,16 @@ class TcpCarrier:
 
     def take(self, timeout: float) -> Sequence[Frame]:
         """See there."""
-        wire, ns = self.wire, int(timeout * 1e9)
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        wire, ns = self.wire, self._timeout_ns
         end = 0
         while True:
-            rc = _take(wire, self._lens, BATCH, ns)
-            if rc == 1 and not wire.apart and not wire.want:
+            rc = _next(wire, self._lens, BATCH, ns)
+            if rc >= ONE:
                 if self._writing:
                     self.settle()
-                return (_unpack(self._chars + wire.first, self._lens[0]),)
+                return (_unpack(self._only, rc - ONE),)
             frames = self._frames(rc) if rc > 0 else []
             if wire.want:
                 self.find_room()

@@ -12,7 +12,7 @@
 #include <sys/uio.h>
 
 enum {
-    LENGTH = 4,
+    LENGTH = IDC_WIRE_LENGTH,
     AHEAD = IDC_WIRE_LEAST,  /* bytes read behind a long body: of the next one, what is read here is copied once more */
     PIECES = 64,             /* of memory given to the kernel at a time; it takes 1024 */
     LEAST_SLEEP_NS = 20000000, /* shorter ones are poll(2)'s: a read's own time-out is counted in ticks of the kernel */
@@ -286,7 +286,7 @@ int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t ti
         if (w->ended != IDC_OK)
             return w->ended;
         int rc = IDC_AGAIN;
-        if (idc_wire_coming(w)) /* who sends it needs no answer before that */
+        if (w->unsent > 0 && idc_wire_coming(w)) /* who sends it needs no answer before that */
             rc = pull(w, MSG_DONTWAIT);
         if (rc != IDC_AGAIN && rc != IDC_PEER)
             continue;
@@ -319,6 +319,12 @@ int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t ti
     }
 }
 
+int64_t idc_wire_next(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns)
+{
+    int64_t got = idc_wire_take(w, lens, n, timeout_ns);
+    return got == 1 && w->apart == 0 && w->want == 0 && w->first == LENGTH ? IDC_WIRE_ONE + lens[0] : got;
+}
+
 void idc_wire_free(struct idc_wire *w)
 {
     free(w->out);
@@ -336,5 +342,7 @@ int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, c
     if (rc != IDC_OK)
         return rc;
     *posted = 1;
-    return w->unsent == 0 ? idc_wire_take(w, lens, 1, timeout_ns) : IDC_AGAIN;
+    rc = w->unsent == 0 ? idc_wire_next(w, lens, 1, timeout_ns) : IDC_AGAIN;
+    *posted = rc < IDC_WIRE_ONE;
+    return rc;
 }

@@ -14,6 +14,8 @@ enum {
     IDC_WIRE_HEAD = 8,        /* bytes of a long frame that come apart from the rest, its body */
     IDC_WIRE_LONG = 4096,     /* a frame of so many bytes is long */
     IDC_WIRE_LEAST = 4100,    /* bytes of `in` at least: its length and a frame that is not long */
+    IDC_WIRE_LENGTH = 4,      /* bytes of a length */
+    IDC_WIRE_ONE = 1 << 24,   /* see idc_wire_next */
 };
 
 /* A body that lies elsewhere, and goes out once all before `mark` has. */
@@ -66,7 +68,10 @@ int idc_wire_send(struct idc_wire *w, const void *head, uint64_t head_len, const
  * in `in` from `first` on; `lens` has the length of each short one. 0: a long one begins, see `want`, which may be set beside
  * a count too. Or IDC_AGAIN, IDC_TIMEOUT, IDC_INTR, or what ended it, after all that came before. */
 int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns);
-/* idc_wire_send, then idc_wire_take of one frame. *posted: whether the first was done. */
+/* The same, in few words for what comes most often: a single short frame, at the start of `in` behind its length, and nothing
+ * else: IDC_WIRE_ONE and its length. */
+int64_t idc_wire_next(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns);
+/* idc_wire_send, then idc_wire_next of one frame. *posted: whether the first was done, and not IDC_WIRE_ONE came. */
 int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
                       uint32_t *lens, int64_t timeout_ns, int32_t *posted);
 /* Where the body that is wanted goes: `want` bytes, to stay there until it is taken. */
