@@ -170,12 +170,11 @@ class SharedCarrier:
         while rc < 0:
             if rc in (_AGAIN, _TIMEOUT):
                 return ()
-            if rc == _DUE:
-                if (trace := self._trace) is not None:
-                    trace.drain()
-            elif rc != _INTR:
+            if rc not in (_INTR, _DUE):
                 error = self._receiver._fail(rc)
                 raise ProtocolError(str(error)) if isinstance(error, TooBigError) else error
+            if self._trace is not None:
+                self._trace.drain()
             rc = _next(self._line, int(max(end - time.monotonic(), 0.0) * 1e9))
         lens = _unpack(self._lens, (rc >> 32) + 1)
         whole, at, frames = _unpack(self._many, sum(lens)), 0, []
