@@ -14,6 +14,7 @@ from idc.ringbase import DEFAULT_SPIN, Deadline, Ring, gather
 
 # Looked up once: these are on the path of each frame, and Python in an emulated guest is slow.
 _post_one, _notify, _recv_batch, _unpack = lib.idc_msg_post_one, lib.idc_notify, lib.idc_msg_recv_batch, ffi.unpack
+_send, _recv = lib.idc_msg_send, lib.idc_msg_recv
 _AGAIN, _TIMEOUT, _INTR = lib.IDC_AGAIN, lib.IDC_TIMEOUT, lib.IDC_INTR
 
 if TYPE_CHECKING:
@@ -65,14 +66,18 @@ class MessageSender(Ring):
             TooBigError: longer than `max_message`.
             TimedOutError: no room in time; BackPressuredError instead with timeout=0.
         """
-        self._check_open()
-        buffer = ffi.from_buffer(message)
+        if self._closed:
+            self._check_open()
+        buffer = message if type(message) is bytes else ffi.from_buffer(message)
+        if timeout is None:
+            while (rc := _send(self._ring, buffer, len(buffer), self._spin_ns, -1)) == _INTR:
+                pass
+            if rc < 0:
+                raise self._fail(rc)
+            return
         waiting = Deadline(timeout)
-        while True:
-            rc = lib.idc_msg_send(self._ring, buffer, len(buffer), self._spin_ns, waiting.ns)
-            if rc >= 0:
-                return
-            if rc != lib.IDC_INTR:
+        while (rc := _send(self._ring, buffer, len(buffer), self._spin_ns, waiting.ns)) < 0:
+            if rc != _INTR:
                 raise self._fail(rc)
             waiting.update()
 
@@ -158,7 +163,7 @@ class MessageReceiver(Ring):
     ) -> None:
         super().__init__(memory, control, data, slots, slot_size, bell, wake_fd, spin)
         self.max_message = slot_size - 8
-        self._one = ffi.new("uint8_t[]", slot_size)
+        self._one = ffi.new("char[]", slot_size)
         self._many = ffi.NULL
         self._lens = ffi.NULL
         self._batch = self._room = 0
@@ -169,25 +174,31 @@ class MessageReceiver(Ring):
         Raises:
             TimedOutError: none came in time; BackPressuredError instead with timeout=0.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
+        if timeout is None:
+            while (rc := _recv(self._ring, self._one, self.max_message, self._spin_ns, -1)) == _INTR:
+                pass
+            if rc < 0:
+                raise self._fail(rc)
+            return _unpack(self._one, rc)  # type: ignore[no-any-return]
         waiting = Deadline(timeout)
-        while True:
-            rc = lib.idc_msg_recv(self._ring, self._one, self.max_message, self._spin_ns, waiting.ns)
-            if rc >= 0:
-                return bytes(ffi.buffer(self._one, rc))
-            if rc != lib.IDC_INTR:
+        while (rc := _recv(self._ring, self._one, self.max_message, self._spin_ns, waiting.ns)) < 0:
+            if rc != _INTR:
                 raise self._fail(rc)
             waiting.update()
+        return _unpack(self._one, rc)  # type: ignore[no-any-return]
 
     def try_recv(self) -> bytes | None:
         """Take the next message if one is there now."""
-        self._check_open()
-        rc = lib.idc_msg_recv(self._ring, self._one, self.max_message, 0, 0)
-        if rc == lib.IDC_AGAIN:
+        if self._closed:
+            self._check_open()
+        rc = _recv(self._ring, self._one, self.max_message, 0, 0)
+        if rc == _AGAIN:
             return None
         if rc < 0:
             raise self._fail(rc)
-        return bytes(ffi.buffer(self._one, rc))
+        return _unpack(self._one, rc)  # type: ignore[no-any-return]
 
     def arm(self) -> bool:
         """Ask to be rung at the next message, for who sleeps on the wake-up descriptor elsewhere (a selector).

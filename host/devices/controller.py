@@ -155,7 +155,8 @@ class Controller:
         Args:
             name: of the device.
             wait: seconds that the ends have to close; an end that says nothing counts as closed.
-            keep_link: the region stays plugged, as a spare link of the same two domains.
+            keep_link: the region stays plugged, as a spare link of the same two domains. Both ends must have said that
+                they are closed: one that has not said anything yet may still open it, and meet the next device's.
             force: go on after `wait` though an end has not closed, and though its VM does not let go of the region.
 
         Returns:
@@ -171,7 +172,7 @@ class Controller:
             raise DeviceError(f"there is no device {name}{self._known()}")
         if force and keep_link:
             raise DeviceError("a link that an end may still use cannot be kept for the next device")
-        late = self._close(name, record, "detached", wait, force=force)
+        late = self._close(name, record, "detached", wait, force=force, told=keep_link)
         if late:
             raise DeviceError(f"device {name}: the {late} does not close within {wait:g} s; is its domain stuck? "
                               "Detach again, by force, or end the domain")
@@ -327,20 +328,26 @@ class Controller:
         self._remove(f"{records.LINKS}/{region}")
         return kept
 
-    def _close(self, name: Name, record: Record, why: str, wait: float, *, force: bool = False) -> str:
+    def _close(self, name: Name, record: Record, why: str, wait: float, *, force: bool = False,
+               told: bool = False) -> str:  # fmt: skip
         """Have both ends close, and remove their keys. Which end has not closed in time; empty if both have, or if that
-        makes no difference.
+        makes no difference. With `told` an end has closed only when it has said so.
         """
         paths = {role: name.path(role, record.back) for role in Role}
         for path in paths.values():
             with contextlib.suppress(NoSuchKeyError):
                 if self._registry.exists(f"{path}/id"):
                     self._registry.write(f"{path}/close", why)
-        closed, seen = self._await(name, record, wait, lambda seen: all(state is State.CLOSED for state in seen.states))
+        ends = (Role.FRONT, Role.BACK)
+
+        def late(seen: Seen) -> list[str]:
+            return [f"{role.value} end ({state.value if steps else 'has said nothing'})" for role, state, steps
+                    in zip(ends, seen.states, (seen.front, seen.back), strict=True)
+                    if state is not State.CLOSED or (told and not steps)]
+
+        closed, seen = self._await(name, record, wait, lambda seen: not late(seen))
         if not closed and not force:
-            return " and the ".join(f"{role.value} end ({state.value})" for role, state
-                                    in zip((Role.FRONT, Role.BACK), seen.states, strict=True)
-                                    if state is not State.CLOSED)
+            return " and the ".join(late(seen))
         for path in paths.values():
             self._remove(path)
         return ""
@@ -366,13 +373,13 @@ class Controller:
     def _await(self, name: Name, record: Record, wait: float, there: Callable[[Seen], bool]) -> tuple[bool, Seen]:
         """Until that is so, and what is the case then; False if it is not in time."""
         deadline = time.monotonic() + wait
+        watched = {role: f"{name.path(role, record.back)}/state" for role in Role}
         events: dict[Role, Event] = {}
         steps: dict[Role, tuple[Step, ...]] = {}
         refused: list[IdcError] = []
         with contextlib.ExitStack() as held:
-            for role in Role:
-                watch = self._registry.watch(f"{name.path(role, record.back)}/state",
-                                             functools.partial(events.__setitem__, role), nodes=True,
+            for role, path in watched.items():
+                watch = self._registry.watch(path, functools.partial(events.__setitem__, role), nodes=True,
                                              refused=refused.append)
                 held.callback(watch.close)
             while True:
@@ -383,8 +390,10 @@ class Controller:
                     steps |= {role: self._steps(name, record, role) for role in Role if role not in steps}
                 while events:
                     role, event = events.popitem()  # first: what changes while it is read is read again
-                    value = b"" if event.nodes is None else event.nodes.get("", b"")
-                    steps[role] = self._steps(name, record, role) if event.nodes is None else tuple(parse(value))
+                    if event.nodes is None or event.path != watched[role]:  # of what a domain made below it, say
+                        steps[role] = self._steps(name, record, role)
+                    else:
+                        steps[role] = tuple(parse(event.nodes.get("", b"")))
                 seen = Seen(name, record, *(steps.get(role, ()) for role in (Role.FRONT, Role.BACK)))
                 if len(steps) == len(Role) and there(seen):
                     return True, seen

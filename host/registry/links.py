@@ -81,7 +81,7 @@ class SeatLink(controls.Link):
     @property
     def room(self) -> int:
         """See `host.registry.desk.Outside`."""
-        return self.endpoint.peer_quotas.parameter_bytes
+        return min(self.endpoint.peer_quotas.parameter_bytes, frames.DOMAIN_ACCEPTS.parameter_bytes)
 
     def event(self, body: bytes, done: Callable[[], None]) -> bool:
         """See `host.registry.desk.Outside`."""

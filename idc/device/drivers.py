@@ -173,6 +173,8 @@ class Drivers:
             while self._scan:
                 role = next(iter(self._scan))
                 self._scan.discard(role)  # first: what changes while it is read is read again
+                # What events brought before is older than what is read now, and may be of devices that are gone.
+                self._changed = {path: what for path, what in self._changed.items() if what[0] is not role}
                 try:
                     self._read_all(role)
                 except BaseException:

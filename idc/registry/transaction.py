@@ -66,9 +66,10 @@ class Transaction(Operations):
     def clear(self, path: str) -> None:
         """As `rm`, but it makes no difference whether there is such a node. Raises OutcomeUnknownError."""
         with contextlib.suppress(NoSuchKeyError):
-            if self._ask_all is not None:
-                self._lax.add(len(self._owed))
+            before = len(self._owed)
             self.rm(path)
+            if len(self._owed) > before:
+                self._lax.add(before)
 
     def _settle(self) -> None:
         """Send what has waited."""

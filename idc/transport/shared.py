@@ -111,7 +111,7 @@ class SharedCarrier:
             body = bytes(body)
         line = self._line
         if timeout != self._timeout:
-            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+            self._timeout, self._timeout_ns = timeout, max(int(timeout * 1e9), 0)  # less is for ever, to the core
         rc = _call(line, frame, body, len(body), self._timeout_ns)
         if rc >= 0:
             return _unpack(self._status, rc)  # type: ignore[no-any-return]
@@ -154,11 +154,11 @@ class SharedCarrier:
             raise self._sender._fail(rc)
 
     def take(self, timeout: float) -> Sequence[bytes]:
-        """See there. The first frame of all comes alone."""
+        """See there. The first frame of all comes alone. A signal that is handled meanwhile has it wait anew."""
         if self.closed:
             self._sender.flush()  # which says so
         if timeout != self._timeout:
-            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+            self._timeout, self._timeout_ns = timeout, max(int(timeout * 1e9), 0)  # less is for ever, to the core
         rc = _next(self._line, self._timeout_ns)
         if 0 <= rc < SEVERAL:
             return (_unpack(self._many, rc),)

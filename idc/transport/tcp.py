@@ -165,6 +165,7 @@ class TcpCarrier:
             self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
         rc = _call(wire, frame, len(frame), body, len(body), self._lens, self._timeout_ns, posted)
         if rc >= ONE:
+            posted[0] = 0
             if self._writing or long:
                 self.settle()
             return (_unpack(self._only, rc - ONE),)

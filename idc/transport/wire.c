@@ -342,7 +342,5 @@ int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, c
     if (rc != IDC_OK)
         return rc;
     *posted = 1;
-    rc = w->unsent == 0 ? idc_wire_next(w, lens, 1, timeout_ns) : IDC_AGAIN;
-    *posted = rc < IDC_WIRE_ONE;
-    return rc;
+    return w->unsent == 0 ? idc_wire_next(w, lens, 1, timeout_ns) : IDC_AGAIN;
 }

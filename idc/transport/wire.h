@@ -71,7 +71,7 @@ int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t ti
 /* The same, in few words for what comes most often: a single short frame, at the start of `in` behind its length, and nothing
  * else: IDC_WIRE_ONE and its length. */
 int64_t idc_wire_next(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns);
-/* idc_wire_send, then idc_wire_next of one frame. *posted: whether the first was done, and not IDC_WIRE_ONE came. */
+/* idc_wire_send, then idc_wire_next of one frame. *posted: whether the first was done. */
 int64_t idc_wire_call(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
                       uint32_t *lens, int64_t timeout_ns, int32_t *posted);
 /* Where the body that is wanted goes: `want` bytes, to stay there until it is taken. */

@@ -248,6 +248,7 @@ BARS = (
         _ratio(_rtt("doorbell"), _rtt("doorbell", path="limit"), domains="vm-vm")),
     _adaptive("rtt", "light load"),
     _adaptive("rtt-busy", "both VMs busy"),
+    _adaptive("rtt-busy-rare", "both VMs busy, rare messages"),
     _adaptive("rtt", "light load", "python"),
     Bar("vm-vm: Python polled 64 B by Python's TCP echo", 0.1, "<=",
         _ratio(_rtt("poll", api="python"), _rtt(None, path="tcp", api="python"), domains="vm-vm")),

@@ -103,9 +103,11 @@ def measure(group: Group, pace: Pace, baton: Baton = ALONE) -> list[Found]:
         for rivals in group.rivals:
             best, tried[rivals[0].key] = _try_once(rivals, group.pair, pace)
             subjects.append(best)
+        limits: list[Subject] = []
         for ways in group.scout:
             kept, tried[ways[0].key] = scout(group.pair, ways, pace.scout_seconds, pace.kept)
-            subjects += kept
+            limits += kept
+        subjects = [*limits, *subjects]  # so that the last of them and the first subject are neighbours in every round
         warm = {id(subject): _named(subject, group.pair, subject.prepare, pace.seconds) for subject in subjects}
         _same_samples(subjects)
         baton.next()

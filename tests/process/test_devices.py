@@ -84,6 +84,17 @@ def test_any_start_order(order: tuple[str, ...]) -> None:
         nothing_left(here)
 
 
+def test_a_link_is_kept_only_when_both_ends_have_said_that_they_are_closed() -> None:
+    with bench("front", "back", start=False) as here:
+        here.domains["back"].start()
+        name, _ = ledger(here, wait=None)
+        with pytest.raises(DeviceError, match=r"the front end \(has said nothing\) does not close within 1 s"):
+            here.controller.detach(name, wait=1, keep_link=True)
+        here.controller.detach(name)
+        assert here.controller.drop_spares() == 0
+        nothing_left(here)
+
+
 def test_either_end_reloaded_and_killed_under_a_stream() -> None:
     shake(COUNT)
 

@@ -150,6 +150,7 @@ def test_every_bar_is_judged_from_the_rows() -> None:
         "vm-vm: core by doorbell 64 B by the bare doorbell": (pytest.approx(1.2), True),
         "vm-vm: core adaptive by the better of polled and doorbell, light load": (pytest.approx(250 / 140), True),
         "vm-vm: core adaptive by the better of polled and doorbell, both VMs busy": (pytest.approx(2.125), False),
+        "vm-vm: core adaptive by the better of polled and doorbell, both VMs busy, rare messages": (None, None),
         "vm-vm: python adaptive by the better of polled and doorbell, light load": (pytest.approx(1), True),
         "vm-vm: Python polled 64 B by Python's TCP echo": (pytest.approx(0.1), True),
         "vm-vm: core stream 64 KiB by the bare copy pipeline": (pytest.approx(0.9), True),

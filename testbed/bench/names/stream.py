@@ -22,7 +22,7 @@ MODES = ("poll", "adaptive")
 
 
 def groups(place: Place, pace: Pace) -> list[Group]:
-    """One for each size. The limit is the last of a turn, and the core's stream, judged by it, the first."""
+    """One for each size. A turn begins with the limit, and the core's stream, judged by it, comes next."""
     return [Group(f"streams in pieces of {size} bytes", place.pair, _subjects(place, size, pace),
                   rivals=_tools(place, size, pace), scout=[copies(place.pair, size), pipelines(place.pair, size)])
             for size in SIZES]
