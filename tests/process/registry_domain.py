@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from idc.domain import Domain, Service
 from idc.endpoint import Completion, Result
@@ -10,6 +11,9 @@ from idc.errors import IdcError, OutcomeUnknownError
 from idc.registry import Event, Registry
 from idc.registry.frames import Op, Request
 from idc.transport.address import open_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ECHO = Service("echo")
 
@@ -60,6 +64,17 @@ def spin(registry: Registry) -> None:
         pass
 
 
+def keep_full(registry: Registry, request: Request, again: Callable[[Completion], None]) -> None:
+    """Has as much under way as there may be, for ever."""
+    while True:
+        try:
+            while registry.submit(request, again) is Result.OK:
+                pass
+        except IdcError as error:
+            say(error)
+        registry.pump(0.1)
+
+
 def flood(registry: Registry) -> None:
     """All that it is allowed to have under way, always: large writes, lists, refused reads, watches, transactions."""
     for _ in range(32):
@@ -81,13 +96,7 @@ def flood(registry: Registry) -> None:
         ][serial % 6]
         registry.submit(request, again)
 
-    while True:
-        try:
-            while registry.submit(Request(Op.READ, registry.home), again) is Result.OK:
-                pass
-        except IdcError as error:
-            say(error)
-        registry.pump(0.1)
+    keep_full(registry, Request(Op.READ, registry.home), again)
 
 
 def trees(registry: Registry) -> None:
@@ -111,10 +120,7 @@ def trees(registry: Registry) -> None:
         else:
             registry.submit(Request(Op.WRITE, f"{registry.home}/x", rest=serial.to_bytes(8, "little")), again)
 
-    while True:
-        while registry.submit(Request(Op.TREE, registry.home, rest=b"/n998"), again) is Result.OK:
-            pass
-        registry.pump(0.1)
+    keep_full(registry, Request(Op.TREE, registry.home, rest=b"/n998"), again)
 
 
 def serve(address: str, place: str) -> None:

@@ -122,12 +122,28 @@ def test_a_disk_too_small_is_refused_at_once(front: Vm, back: Vm, over: Over) ->
         back.succeed("umount /tmp/in")
 
 
-def test_a_disk_that_fills_up_half_way(front: Vm, back: Vm, over: Over) -> None:
-    # a quota that statvfs does not know of: the memory is there and then it is not
-    back.succeed("mount -t tmpfs -o size=60m,nr_inodes=64 small /tmp/in")
-    filler = back.spawn("exec 3> /tmp/in/filler; while head -c 1048576 /dev/zero >&3; do :; done; sleep 60")
+#: Takes all room as soon as somebody else has taken the first of it; of a higher priority, so that it is not late.
+FILLER = """
+import os, time
+empty = os.statvfs("/tmp/in").f_bfree
+print("ready", flush=True)
+while os.statvfs("/tmp/in").f_bfree == empty:
+    time.sleep(0.002)
+with open("/tmp/in/filler", "wb", buffering=0) as file:
     try:
-        back.wait_until_succeeds("test $(stat -c %s /tmp/in/filler) -gt 10000000")
+        while file.write(bytes(1 << 20)):
+            pass
+    except OSError:
+        time.sleep(60)
+"""
+
+
+def test_a_disk_that_fills_up_half_way(front: Vm, back: Vm, over: Over) -> None:
+    # the room is there when the receiver asks for it, and then it is not
+    back.succeed("mount -t tmpfs -o size=60m,nr_inodes=64 small /tmp/in")
+    filler = back.spawn(["chrt", "-f", "1", "python3", "-c", FILLER])
+    try:
+        assert next(iter(filler.lines())) == "ready"
         with pytest.raises(TransferFailed, match="no space left"):
             transfer(front, "/tmp/big", back, "/tmp/in", over)
         assert names(back) == ["filler"]
