@@ -12,7 +12,7 @@ struct header {
 };
 _Static_assert(sizeof(struct header) == IDC_WIRE_HEAD, "the header of a frame is what comes apart");
 
-enum { MESSAGE = 2, DONE = 3 };
+enum { MESSAGE = 2, DONE = 3, BEGINS = IDC_WIRE_LENGTH + IDC_WIRE_HEAD };
 
 int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len)
 {
@@ -55,6 +55,8 @@ int64_t idc_lane_take(struct idc_lane *l, void *body, int64_t timeout_ns)
 {
     struct idc_wire *w = l->wire;
     bool told = false;
+    if (l->left > 0)
+        return IDC_LANE_ELSE;
     if (body != NULL)
         idc_wire_into(w, body);
     for (;;) {
@@ -85,4 +87,63 @@ int idc_lane_done(struct idc_lane *l)
         return IDC_OK;
     l->unsaid = 0;
     return idc_wire_flush(l->wire, 0) == IDC_PEER ? IDC_PEER : IDC_OK;
+}
+
+/* Of a long message what is behind it is read where it is to stay, but for how the next one begins: so each takes one call of the
+ * kernel, and no copy. Short ones come many at a time. */
+static uint64_t ahead(const struct idc_lane *l)
+{
+    return l->whole < IDC_WIRE_LONG ? l->wire->room : 0;
+}
+
+/* Goes into the message whose beginning is here. IDC_OK; IDC_AGAIN: it is not; IDC_LANE_ELSE. Notices are taken. */
+static int enter(struct idc_lane *l)
+{
+    struct idc_wire *w = l->wire;
+    if (w->body != NULL || w->want != 0)
+        return IDC_LANE_ELSE;
+    while (w->end - w->begin >= BEGINS) {
+        uint32_t len;
+        struct header head;
+        memcpy(&len, w->in + w->begin, sizeof len);
+        memcpy(&head, w->in + w->begin + sizeof len, sizeof head);
+        bool plain = head.flags == 0 && len >= sizeof head && len <= w->longest;
+        if (plain && head.kind == DONE && len == sizeof head && completes(l, head)) {
+            w->begin += BEGINS;
+            continue;
+        }
+        if (!plain || head.kind != MESSAGE || len == sizeof head || !holds(l, head, len - sizeof head))
+            return IDC_LANE_ELSE;
+        w->begin += BEGINS;
+        l->left = l->whole = len - (uint32_t)sizeof head;
+        return IDC_OK;
+    }
+    return IDC_AGAIN;
+}
+
+int64_t idc_lane_read(struct idc_lane *l, void *into, uint64_t most, int32_t how, int64_t timeout_ns)
+{
+    int64_t rc = l->owed ? idc_lane_done(l) : IDC_OK;
+    if (rc != IDC_OK && rc != IDC_PEER) /* over; what came before is still to be read */
+        return rc;
+    l->owed = 0;
+    if (l->kept && !(how & IDC_LANE_KEEP))
+        return IDC_LANE_ELSE;
+    while (l->left == 0 && (rc = enter(l)) != IDC_OK)
+        if (rc != IDC_AGAIN || (rc = idc_wire_more(l->wire, BEGINS, ahead(l), timeout_ns)) != IDC_OK)
+            return rc;
+    if (most == 0)
+        return 0;
+    uint64_t len = most < l->left ? most : l->left;
+    int64_t got = idc_wire_read(l->wire, into, len, how & IDC_LANE_ALL, len < l->left ? 0 : BEGINS + ahead(l), timeout_ns);
+    if (got <= 0)
+        return got;
+    l->left -= (uint32_t)got;
+    l->kept = (how & IDC_LANE_KEEP) != 0 && l->left > 0;
+    if (l->left == 0 && !(how & IDC_LANE_KEEP)) {
+        rc = idc_lane_done(l);
+        l->owed = rc != IDC_OK && rc != IDC_PEER; /* the next call says so, and this one what it has */
+        enter(l); /* so that its user knows how long the next one is */
+    }
+    return got;
 }

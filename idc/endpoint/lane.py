@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from idc.endpoint.session import IncomingMessage
     from idc.errors import DisconnectedError
 
-_send, _take, _done = lib.idc_lane_send, lib.idc_lane_take, lib.idc_lane_done
+_send, _take, _done, _read = lib.idc_lane_send, lib.idc_lane_take, lib.idc_lane_done, lib.idc_lane_read
 NULL, HEAD = ffi.NULL, lib.IDC_WIRE_HEAD
 _OK, _AGAIN, _WANT = lib.IDC_OK, lib.IDC_AGAIN, lib.IDC_LANE_WANT
 _MESSAGE, _OTHER = lib.IDC_LANE_MESSAGE, lib.IDC_LANE_OTHER
+_ALL, _KEEP, _ELSE = lib.IDC_LANE_ALL, lib.IDC_LANE_KEEP, lib.IDC_LANE_ELSE
+_TIMEOUT = lib.IDC_TIMEOUT
 
 
 def lane_of(endpoint: Endpoint, messages: deque[IncomingMessage]) -> Lane | None:
@@ -54,6 +56,7 @@ class Lane:
 
     Attributes:
         longest: bytes that the peer accepts in one.
+        late: whether `read` last gave nothing because the time was up.
     """
 
     def __init__(self, endpoint: Endpoint, carrier: TcpCarrier, held: Sequence[int]) -> None:
@@ -69,6 +72,9 @@ class Lane:
             "wire": carrier.wire, "tags": self._tags, "held": self._held, "base": own, "most": self._most,
             "longest": mine.parameter_bytes, "quota": mine.messages, "holds": len(held)})
         self._held[0:len(held)] = held
+        self._timeout, self._timeout_ns = 0.0, 0  # the last one that was asked for
+        self._parts: list[bytes] = []
+        self.late = False
 
     @property
     def outstanding(self) -> int:
@@ -86,10 +92,66 @@ class Lane:
             self._fail(self._carrier.refused(rc))
         return False
 
+    def read(self, most: int, timeout: float) -> bytes | None:
+        """The next bytes, `most` at most, of one message, if they come within `timeout` seconds and nothing else before.
+
+        Nothing that `take` has given may be uncompleted. What is read to its end here, is completed.
+        """
+        lane = self._lane
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        left = lane.left
+        if not left:
+            rc = _read(lane, NULL, 0, 0, self._timeout_ns)
+            if rc:
+                return self._else(rc)
+            left = lane.left
+        if left > most:
+            left = most
+        # Written to by the core, before anybody else sees it: to receive it elsewhere would be one more copy.
+        body = bytes(left)
+        rc = _read(lane, body, left, _ALL, self._timeout_ns)
+        if rc == left:
+            return body
+        return body[:rc] if rc > 0 else self._else(rc)
+
+    def read_into(self, memory: CData, most: int, timeout: float) -> int:
+        """As `read`, to memory of `most` bytes, one of them at least: how many; 0 for none."""
+        if timeout != self._timeout:
+            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
+        rc = _read(self._lane, memory, most, 0, self._timeout_ns)
+        if rc <= 0:
+            self._else(rc)
+            return 0
+        return rc  # type: ignore[no-any-return]
+
+    def _else(self, rc: int) -> None:
+        """Nothing was read: if that is for `take` to see to, it does next."""
+        self.late = rc == _TIMEOUT
+        if rc != _ELSE and (error := self._carrier.over(rc)) is not None:
+            self._fail(error)
+
+    def _rest(self, ns: int) -> bytes | None:
+        """What is left of a message that was read in part, once it is here: so what is kept is to be completed as one."""
+        left = self._lane.left
+        body = bytes(left)
+        rc = _read(self._lane, body, left, _ALL | _KEEP, ns)
+        if rc <= 0:
+            self._else(rc)
+            return None
+        self._parts.append(body[:rc])
+        if rc < left:
+            return None
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
     def take(self, timeout: float) -> bytes | None:
-        """The next message, if it comes within `timeout` seconds and nothing else does before. To be completed."""
+        """The next message, or the rest of one that was read in part, if it comes within `timeout` seconds and nothing
+        else does before. To be completed."""
         carrier, wire, lane, ns = self._carrier, self._wire, self._lane, int(timeout * 1e9)
         rc = _take(lane, NULL, ns)
+        if rc == _ELSE:
+            return self._rest(ns)
         while rc == _WANT:
             # Written to by the core, before anybody else sees it: to receive it elsewhere would be one more copy.
             carrier.body = body = bytes(wire.want)

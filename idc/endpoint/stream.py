@@ -16,18 +16,21 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from idc._core import ffi
 from idc.endpoint.blocking import NAP
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lane import Lane, lane_of
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
-from idc.errors import ClosedError, PeerGoneError, TimedOutError
+from idc.errors import ClosedError, MisuseError, PeerGoneError, TimedOutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from idc.endpoint.session import IncomingMessage
     from idc.transport.base import Port
+
+_from_buffer = ffi.from_buffer
 
 
 class _Reader(Client):
@@ -122,16 +125,15 @@ class Stream:
         """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
         if not self._connected and self._endpoint.state is State.CONNECTED:
             self.connect()
-        reader, lane = self._reader, self._lane
-        queue, since = reader.queue, None
-        if lane is not None and not queue and not reader.ended:
-            since = 0.0 if timeout is None else time.monotonic()
-            body = lane.take(NAP if timeout is None or timeout > NAP else timeout)
-            if body is not None:
-                if 0 < len(body) <= most:
-                    lane.done()
-                    return body
-                queue.append(body)
+        reader, lane, since = self._reader, self._lane, None
+        queue = reader.queue
+        if lane is not None and not queue and not reader.ended and most > 0:
+            nap = NAP if timeout is None or timeout > NAP else timeout
+            came = lane.read(most, nap)
+            if came is not None:
+                return came
+            if timeout is not None:
+                since = time.monotonic() - (nap if lane.late else 0.0)
         if not queue and not reader.ended:
             self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
         if not queue:
@@ -149,6 +151,37 @@ class Stream:
                 if not queue:  # what is here already, will be received: one notice for all of it
                     self._endpoint.notify()
         return piece
+
+    def receive_into(self, buffer: bytearray | memoryview, most: int = 0, *, timeout: float | None = None) -> int:
+        """The next bytes, to the beginning of a buffer: what a reader that has one saves memory and copies by.
+
+        Args:
+            buffer: writable, contiguous.
+            most: bytes to take at most, and the buffer holds; 0: its length.
+            timeout: as for `receive`.
+
+        Returns:
+            How many came, at least one; 0 once the connection is over.
+
+        Raises:
+            TimedOutError: nothing was sent in time.
+            MisuseError: the buffer is shorter than `most`, or has no byte.
+        """
+        memory = _from_buffer("char[]", buffer, require_writable=True)
+        size = len(memory)
+        if not 0 < (most or size) <= size:
+            raise MisuseError(f"{most} bytes into a buffer of {size}: there must be room for them, and for one at least")
+        reader, lane = self._reader, self._lane
+        if lane is not None and not reader.queue and not reader.ended:
+            nap = NAP if timeout is None or timeout > NAP else timeout
+            got = lane.read_into(memory, most or size, nap)
+            if got:
+                return got
+            if timeout is not None and lane.late:
+                timeout -= nap
+        piece = self.receive(most or size, timeout=timeout)
+        memory[0:len(piece)] = piece
+        return len(piece)
 
     def close(self) -> None:
         """End the connection. What was not flushed may be lost. Idempotent."""

@@ -247,7 +247,9 @@ static int pull(struct idc_wire *w, int flags)
     if (rest > 0)
         pieces[message.msg_iovlen++] = (struct iovec){.iov_base = w->body + w->body_got, .iov_len = rest};
     uint64_t room = rest > 0 ? AHEAD : w->room - w->end;
-    pieces[message.msg_iovlen++] = (struct iovec){.iov_base = w->in + w->end, .iov_len = room};
+    room = room < w->ahead ? room : w->ahead;
+    if (room > 0)
+        pieces[message.msg_iovlen++] = (struct iovec){.iov_base = w->in + w->end, .iov_len = room};
     ssize_t got = recvmsg(w->fd, &message, flags);
     if (got > 0) {
         uint64_t n = (uint64_t)got < rest ? (uint64_t)got : rest;
@@ -276,47 +278,90 @@ static int pull_within(struct idc_wire *w, int64_t ns)
     return pull(w, 0);
 }
 
+struct patience {
+    int64_t timeout_ns;
+    uint64_t start;
+    bool waited;
+};
+
+/* Waits for something to come, or to go. IDC_OK: look again, at `ended` too; IDC_AGAIN, IDC_TIMEOUT, IDC_INTR, IDC_EINVAL. */
+static int await(struct idc_wire *w, struct patience *p)
+{
+    int rc = IDC_AGAIN;
+    bool waited = p->waited;
+    p->waited = true;
+    if (w->unsent > 0 && idc_wire_coming(w)) /* who sends it needs no answer before that */
+        rc = pull(w, MSG_DONTWAIT);
+    if (rc != IDC_AGAIN && rc != IDC_PEER)
+        return rc == IDC_INTR ? rc : IDC_OK;
+    rc = w->unsent > 0 ? push(w) : w->error != 0 ? IDC_PEER : IDC_OK;
+    int64_t left = p->timeout_ns;
+    if (waited && left > 0) {
+        uint64_t now = idc_now_ns();
+        p->start = p->start != 0 ? p->start : now; /* the first piece costs no clock: a frame that comes in many has time */
+        left -= (int64_t)(now - p->start);
+    }
+    if (rc == IDC_PEER || left <= 0) {
+        int broken = rc;
+        rc = pull(w, MSG_DONTWAIT);
+        if (rc == IDC_AGAIN && broken == IDC_PEER)
+            w->ended = IDC_PEER;
+        else if (rc == IDC_AGAIN)
+            return p->timeout_ns > 0 ? IDC_TIMEOUT : IDC_AGAIN;
+    } else if (rc == IDC_OK && left >= LEAST_SLEEP_NS) {
+        rc = pull_within(w, left);
+        if (rc == IDC_AGAIN)
+            return IDC_TIMEOUT;
+    } else { /* more goes out as the peer reads, or it is for a short time */
+        int ready = look(w, rc == IDC_OK ? POLLIN : POLLIN | POLLOUT, left);
+        if (ready <= 0)
+            return ready == 0 ? IDC_TIMEOUT : ready;
+        rc = ready & ~POLLOUT ? pull(w, MSG_DONTWAIT) : IDC_OK;
+    }
+    return rc == IDC_INTR || rc == IDC_EINVAL ? rc : IDC_OK;
+}
+
 int64_t idc_wire_take(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns)
 {
-    uint64_t start = 0;
-    for (bool waited = false;; waited = true) {
+    struct patience p = {.timeout_ns = timeout_ns};
+    w->ahead = w->room;
+    for (;;) {
         uint32_t got = whole(w, lens, n);
         if (got > 0 || w->want != 0)
             return got;
         if (w->ended != IDC_OK)
             return w->ended;
-        int rc = IDC_AGAIN;
-        if (w->unsent > 0 && idc_wire_coming(w)) /* who sends it needs no answer before that */
-            rc = pull(w, MSG_DONTWAIT);
-        if (rc != IDC_AGAIN && rc != IDC_PEER)
-            continue;
-        rc = w->unsent > 0 ? push(w) : w->error != 0 ? IDC_PEER : IDC_OK;
-        int64_t left = timeout_ns;
-        if (waited && timeout_ns > 0) {
-            uint64_t now = idc_now_ns();
-            start = start != 0 ? start : now; /* the first piece costs no clock: a frame that comes in many has time */
-            left -= (int64_t)(now - start);
-        }
-        if (rc == IDC_PEER || left <= 0) {
-            int broken = rc;
-            rc = pull(w, MSG_DONTWAIT);
-            if (rc == IDC_AGAIN && broken == IDC_PEER)
-                w->ended = IDC_PEER;
-            else if (rc == IDC_AGAIN)
-                return timeout_ns > 0 ? IDC_TIMEOUT : IDC_AGAIN;
-        } else if (rc == IDC_OK && left >= LEAST_SLEEP_NS) {
-            rc = pull_within(w, left);
-            if (rc == IDC_AGAIN)
-                return IDC_TIMEOUT;
-        } else { /* more goes out as the peer reads, or it is for a short time */
-            int ready = look(w, rc == IDC_OK ? POLLIN : POLLIN | POLLOUT, left);
-            if (ready <= 0)
-                return ready == 0 ? IDC_TIMEOUT : ready;
-            rc = ready & ~POLLOUT ? pull(w, MSG_DONTWAIT) : IDC_OK;
-        }
-        if (rc == IDC_INTR || rc == IDC_EINVAL)
+        int rc = await(w, &p);
+        if (rc != IDC_OK)
             return rc;
     }
+}
+
+int idc_wire_more(struct idc_wire *w, uint64_t least, uint64_t ahead, int64_t timeout_ns)
+{
+    struct patience p = {.timeout_ns = timeout_ns};
+    int rc = IDC_OK;
+    w->ahead = least + ahead;
+    while (rc == IDC_OK && w->end - w->begin < least)
+        rc = w->ended != IDC_OK ? w->ended : await(w, &p);
+    return rc;
+}
+
+int64_t idc_wire_read(struct idc_wire *w, void *into, uint64_t len, int32_t all, uint64_t ahead, int64_t timeout_ns)
+{
+    struct patience p = {.timeout_ns = timeout_ns};
+    uint64_t there = w->end - w->begin;
+    int rc = IDC_OK;
+    w->ahead = ahead;
+    w->body = into;
+    w->body_len = len;
+    w->body_got = there < len ? there : len;
+    memcpy(w->body, w->in + w->begin, w->body_got);
+    w->begin += w->body_got;
+    while (rc == IDC_OK && (w->body_got == 0 || (all && w->body_got < len)))
+        rc = w->ended != IDC_OK ? w->ended : await(w, &p);
+    w->body = NULL; /* it is the caller's */
+    return w->body_got > 0 ? (int64_t)w->body_got : rc; /* what went wrong meanwhile is met again */
 }
 
 int64_t idc_wire_next(struct idc_wire *w, uint32_t *lens, uint32_t n, int64_t timeout_ns)

@@ -42,6 +42,7 @@ struct idc_wire {
     uint64_t want;            /* the body of a long frame has so many bytes, and nowhere to go: idc_wire_into */
     uint8_t *body;            /* where it goes */
     uint64_t body_len, body_got;
+    uint64_t ahead;           /* bytes to read beyond what is wanted, at most */
     uint8_t coming[8];        /* the head of that frame */
     uint8_t head[8];          /* of the last that was taken */
     uint32_t apart;           /* idc_wire_take: the first frame is a long one */
@@ -80,6 +81,12 @@ void idc_wire_into(struct idc_wire *w, void *body);
 int idc_wire_coming(const struct idc_wire *w);
 /* Whether idc_wire_take has something to say without a read. */
 int idc_wire_ready(const struct idc_wire *w);
+/* For who takes a frame apart itself, where it begins at `begin`, and no long one is wanted or on its way. At least `least` bytes
+ * (24 at most) of it are in `in` after that, and at most so many and `ahead` more are read. IDC_OK, or as idc_wire_take. */
+int idc_wire_more(struct idc_wire *w, uint64_t least, uint64_t ahead, int64_t timeout_ns);
+/* The next bytes of it, to `into`: one at least, `len` at most; if `all`, so many unless the time is up before. At most `ahead` of
+ * what is behind them are read. How many, or as idc_wire_take. */
+int64_t idc_wire_read(struct idc_wire *w, void *into, uint64_t len, int32_t all, uint64_t ahead, int64_t timeout_ns);
 void idc_wire_free(struct idc_wire *w); /* what was not sent is lost */
 
 /* cdef end */
