@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from idc._core import ffi, lib
+from idc.endpoint.blocking import NAP
 from idc.endpoint.lifecycle import State
 from idc.transport.tcp import TcpCarrier
 
@@ -56,7 +57,9 @@ class Lane:
 
     Attributes:
         longest: bytes that the peer accepts in one.
-        late: whether `read` last gave nothing because the time was up.
+        core: its C side.
+        timeout, nap, ns: see `within`.
+        waited: seconds that were waited when nothing was read.
     """
 
     def __init__(self, endpoint: Endpoint, carrier: TcpCarrier, held: Sequence[int]) -> None:
@@ -68,76 +71,72 @@ class Lane:
         self._most = min(own, peer.messages)
         self._tags = ffi.new("uint32_t[]", max(self._most, 1))
         self._held = ffi.new("uint32_t[]", max(mine.messages, 1))
-        self._lane = ffi.new("struct idc_lane *", {
+        self.core = ffi.new("struct idc_lane *", {
             "wire": carrier.wire, "tags": self._tags, "held": self._held, "base": own, "most": self._most,
             "longest": mine.parameter_bytes, "quota": mine.messages, "holds": len(held)})
         self._held[0:len(held)] = held
-        self._timeout, self._timeout_ns = 0.0, 0  # the last one that was asked for
         self._parts: list[bytes] = []
-        self.late = False
+        self.waited = 0.0
+        self.within(None)
 
     @property
     def outstanding(self) -> int:
         """Messages that the peer has not completed."""
-        return int(self._lane.outstanding)
+        return int(self.core.outstanding)
 
     def send(self, body: bytes) -> bool:
         """Send one, of `longest` bytes at most; False if no more may be outstanding, or the connection is over."""
-        rc = _send(self._lane, body, len(body))
+        rc = _send(self.core, body, len(body))
         if rc == _OK:
             if self._wire.unsent:
                 self._carrier.lend(body)
             return True
-        if rc != _AGAIN or self._lane.outstanding < self._most:
+        if rc != _AGAIN or self.core.outstanding < self._most:
             self._fail(self._carrier.refused(rc))
         return False
 
-    def read(self, most: int, timeout: float) -> bytes | None:
-        """The next bytes, `most` at most, of one message, if they come within `timeout` seconds and nothing else before.
+    def within(self, timeout: float | None) -> None:
+        """How long `read` and `idc_lane_read` wait from now on: so long, but not longer than signals can."""
+        self.timeout = timeout
+        self.nap = NAP if timeout is None or timeout > NAP else timeout
+        self.ns = int(self.nap * 1e9)
+
+    def read(self, most: int) -> bytes | None:
+        """The next bytes, `most` at most, of one message, if they come in time and nothing else before.
 
         Nothing that `take` has given may be uncompleted. What is read to its end here, is completed.
         """
-        lane = self._lane
-        if timeout != self._timeout:
-            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
-        left = lane.left
+        core = self.core
+        left = core.left
         if not left:
-            rc = _read(lane, NULL, 0, 0, self._timeout_ns)
+            rc = _read(core, NULL, 0, 0, self.ns)
             if rc:
-                return self._else(rc)
-            left = lane.left
+                self.missed(rc)
+                return None
+            left = core.left
         if left > most:
             left = most
         # Written to by the core, before anybody else sees it: to receive it elsewhere would be one more copy.
         body = bytes(left)
-        rc = _read(lane, body, left, _ALL, self._timeout_ns)
-        if rc == left:
-            return body
-        return body[:rc] if rc > 0 else self._else(rc)
-
-    def read_into(self, memory: CData, most: int, timeout: float) -> int:
-        """As `read`, to memory of `most` bytes, one of them at least: how many; 0 for none."""
-        if timeout != self._timeout:
-            self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
-        rc = _read(self._lane, memory, most, 0, self._timeout_ns)
+        rc = _read(core, body, left, _ALL, self.ns)
         if rc <= 0:
-            self._else(rc)
-            return 0
-        return rc  # type: ignore[no-any-return]
+            self.missed(rc)
+            return None
+        return body if rc == left else body[:rc]
 
-    def _else(self, rc: int) -> None:
+    def missed(self, rc: int) -> None:
         """Nothing was read: if that is for `take` to see to, it does next."""
-        self.late = rc == _TIMEOUT
+        self.waited = self.nap if rc == _TIMEOUT else 0.0
         if rc != _ELSE and (error := self._carrier.over(rc)) is not None:
             self._fail(error)
 
     def _rest(self, ns: int) -> bytes | None:
-        """What is left of a message that was read in part, once it is here: so what is kept is to be completed as one."""
-        left = self._lane.left
+        """The rest of a message that was read in part, once all of it is here: what is kept is completed as one."""
+        left = self.core.left
         body = bytes(left)
-        rc = _read(self._lane, body, left, _ALL | _KEEP, ns)
+        rc = _read(self.core, body, left, _ALL | _KEEP, ns)
         if rc <= 0:
-            self._else(rc)
+            self.missed(rc)
             return None
         self._parts.append(body[:rc])
         if rc < left:
@@ -148,7 +147,7 @@ class Lane:
     def take(self, timeout: float) -> bytes | None:
         """The next message, or the rest of one that was read in part, if it comes within `timeout` seconds and nothing
         else does before. To be completed."""
-        carrier, wire, lane, ns = self._carrier, self._wire, self._lane, int(timeout * 1e9)
+        carrier, wire, lane, ns = self._carrier, self._wire, self.core, int(timeout * 1e9)
         rc = _take(lane, NULL, ns)
         if rc == _ELSE:
             return self._rest(ns)
@@ -176,7 +175,7 @@ class Lane:
 
     def done(self) -> None:
         """Complete the oldest message. A connection that is over, `take` finds; a peer that does not read ends it."""
-        if (rc := _done(self._lane)) not in (_OK, lib.IDC_PEER):
+        if (rc := _done(self.core)) not in (_OK, lib.IDC_PEER):
             self._fail(self._carrier.refused(rc))
 
     def _fail(self, error: DisconnectedError) -> None:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-from idc._core import ffi
+from idc._core import ffi, lib
 from idc.endpoint.blocking import NAP
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lane import Lane, lane_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from idc.endpoint.session import IncomingMessage
     from idc.transport.base import Port
 
-_from_buffer = ffi.from_buffer
+_from_buffer, _read = ffi.from_buffer, lib.idc_lane_read
 
 
 class _Reader(Client):
@@ -128,12 +128,18 @@ class Stream:
         reader, lane, since = self._reader, self._lane, None
         queue = reader.queue
         if lane is not None and not queue and not reader.ended and most > 0:
-            nap = NAP if timeout is None or timeout > NAP else timeout
-            came = lane.read(most, nap)
+            if timeout != lane.timeout:
+                lane.within(timeout)
+            came = lane.read(most)
             if came is not None:
                 return came
             if timeout is not None:
-                since = time.monotonic() - (nap if lane.late else 0.0)
+                since = time.monotonic() - lane.waited
+        return self._receive(most, timeout, since)
+
+    def _receive(self, most: int, timeout: float | None, since: float | None) -> bytes:
+        reader, lane = self._reader, self._lane
+        queue = reader.queue
         if not queue and not reader.ended:
             self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
         if not queue:
@@ -166,20 +172,25 @@ class Stream:
         Raises:
             TimedOutError: nothing was sent in time.
             MisuseError: the buffer is shorter than `most`, or has no byte.
+            BufferError: it cannot be written to.
         """
-        memory = _from_buffer("char[]", buffer, require_writable=True)
-        size = len(memory)
-        if not 0 < (most or size) <= size:
-            raise MisuseError(f"{most} bytes into a buffer of {size}: there must be room for them, and for one at least")
-        reader, lane = self._reader, self._lane
+        memory = _from_buffer(buffer, require_writable=True)
+        most = most or len(memory)
+        if not 0 < most <= len(memory):
+            raise MisuseError(f"{most} bytes into a buffer of {len(memory)}: there must be room, for one at least")
+        lane, reader, since = self._lane, self._reader, None
         if lane is not None and not reader.queue and not reader.ended:
-            nap = NAP if timeout is None or timeout > NAP else timeout
-            got = lane.read_into(memory, most or size, nap)
-            if got:
-                return got
-            if timeout is not None and lane.late:
-                timeout -= nap
-        piece = self.receive(most or size, timeout=timeout)
+            if timeout != lane.timeout:
+                lane.within(timeout)
+            got = _read(lane.core, memory, most, 0, lane.ns)
+            if got > 0:
+                return got  # type: ignore[no-any-return]
+            lane.missed(got)
+            if timeout is not None:
+                since = time.monotonic() - lane.waited
+        elif not self._connected and self._endpoint.state is State.CONNECTED:
+            self.connect()
+        piece = self._receive(most, timeout, since)
         memory[0:len(piece)] = piece
         return len(piece)
 

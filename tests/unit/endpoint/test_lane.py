@@ -182,4 +182,4 @@ def test_what_was_received_before_there_is_a_lane_is_completed_by_it(first: int)
         assert got == b"abcdefghij"
         assert answers == [b"ok", b"flushed"]
         assert one._lane is not None
-        assert one._lane._lane.holds == 0
+        assert one._lane.core.holds == 0
