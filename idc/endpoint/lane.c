@@ -13,21 +13,24 @@ struct header {
 _Static_assert(sizeof(struct header) == IDC_WIRE_HEAD, "the header of a frame is what comes apart");
 
 enum { MESSAGE = 2, DONE = 3, BEGINS = IDC_WIRE_LENGTH + IDC_WIRE_HEAD };
+enum { SENDING_NS = 50000000 }; /* a wait for room in the kernel, before the interpreter has a look at its signals */
 
 int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len)
 {
+    if (len > l->most_bytes || len == 0)
+        return IDC_TOOBIG;
     if (l->outstanding >= l->most)
         return IDC_AGAIN;
     while (l->tags[l->next] != 0)
         l->next = l->next + 1 < l->most ? l->next + 1 : 0;
     l->uses = l->uses + 1 > 0xFFFF ? 1 : l->uses + 1; /* so that no tag is 0 */
     struct header head = {.kind = MESSAGE, .tag = l->uses << 16 | (l->base + l->next)};
-    int rc = idc_wire_send(l->wire, &head, sizeof head, body, len);
+    int rc = idc_wire_send_within(l->wire, &head, sizeof head, body, len, SENDING_NS);
     if (rc != IDC_OK)
         return rc;
     l->tags[l->next] = head.tag;
     l->outstanding++;
-    return IDC_OK;
+    return l->wire->unsent > 0;
 }
 
 static bool completes(struct idc_lane *l, struct header head)

@@ -22,6 +22,7 @@ struct idc_lane {
     uint32_t *tags;              /* of this side's messages, 0 in the place of one that is free */
     uint32_t *held;              /* of the peer's, those that are not completed: a ring, the oldest at `first` */
     uint32_t base, most;         /* tags' low halves: from base on; how many at a time */
+    uint32_t most_bytes;         /* of one */
     uint32_t longest;            /* message that this side accepts */
     uint32_t quota;              /* how many of them at a time */
     uint32_t outstanding, uses, next;
@@ -34,7 +35,8 @@ struct idc_lane {
     int32_t owed;                /* it was read to its end, and could not be completed */
 };
 
-/* Sends a message. IDC_AGAIN: none is free; or as idc_wire_send, and nothing was sent. */
+/* Sends a message. 0; 1: the same, but the kernel has not taken all of it yet, see idc_wire_post; IDC_AGAIN: none is free; IDC_TOOBIG:
+ * the peer accepts no message of that length, or there is nothing; or as idc_wire_send, and nothing was sent. */
 int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len);
 /* Bytes of the message that is next, one at least and `most` at most; `how` as above. `most` 0: waits until one has begun, and says nothing
  * but 0; `left` bytes of it are to come. What is read to its end is completed as by idc_lane_done, so nothing else must be held then.

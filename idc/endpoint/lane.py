@@ -73,7 +73,7 @@ class Lane:
         self._held = ffi.new("uint32_t[]", max(mine.messages, 1))
         self.core = ffi.new("struct idc_lane *", {
             "wire": carrier.wire, "tags": self._tags, "held": self._held, "base": own, "most": self._most,
-            "longest": mine.parameter_bytes, "quota": mine.messages, "holds": len(held)})
+            "most_bytes": self.longest, "longest": mine.parameter_bytes, "quota": mine.messages, "holds": len(held)})
         self._held[0:len(held)] = held
         self._parts: list[bytes] = []
         self.waited = 0.0
@@ -86,9 +86,12 @@ class Lane:
 
     def send(self, body: bytes) -> bool:
         """Send one, of `longest` bytes at most; False if no more may be outstanding, or the connection is over."""
-        rc = _send(self.core, body, len(body))
-        if rc == _OK:
-            if self._wire.unsent:
+        return self.sent(_send(self.core, body, len(body)), body)
+
+    def sent(self, rc: int, body: bytes) -> bool:
+        """What a result of `idc_lane_send` asks for: as `send`."""
+        if rc >= 0:
+            if rc:
                 self._carrier.lend(body)
             return True
         if rc != _AGAIN or self.core.outstanding < self._most:

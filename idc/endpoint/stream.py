@@ -27,10 +27,12 @@ from idc.errors import ClosedError, MisuseError, PeerGoneError, TimedOutError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc._core import Pointer
     from idc.endpoint.session import IncomingMessage
     from idc.transport.base import Port
 
-_from_buffer, _read = ffi.from_buffer, lib.idc_lane_read
+_from_buffer, _read, _send = ffi.from_buffer, lib.idc_lane_read, lib.idc_lane_send
+_AGAIN, _TOOBIG = lib.IDC_AGAIN, lib.IDC_TOOBIG
 
 
 class _Reader(Client):
@@ -61,6 +63,8 @@ class Stream:
         self._reader = _Reader()
         self._endpoint = Endpoint(port, self._reader, resources or Resources())
         self._lane: Lane | None = None
+        self._core: Pointer | None = None  # the lane's
+        self._queue = self._reader.queue
         self._connected = False
         self._at = 0
         self._lost: Completion | None = None
@@ -72,6 +76,7 @@ class Stream:
         if not self._connected:
             self._connected = True
             self._lane = lane_of(self._endpoint, self._reader.messages)
+            self._core = None if self._lane is None else self._lane.core
 
     listen = connect
 
@@ -82,9 +87,10 @@ class Stream:
             TimedOutError: the other side did not take them in time; how many went is unknown, so close.
             PeerGoneError: the connection is over.
         """
-        lane = self._lane
-        if lane is not None and type(data) is bytes and 0 < len(data) <= lane.longest and lane.send(data):
-            return
+        if (core := self._core) is not None and type(data) is bytes:
+            rc = _send(core, data, len(data))
+            if rc == 0 or (rc not in (_AGAIN, _TOOBIG) and self._lane.sent(rc, data)):  # type: ignore[union-attr]
+                return
         self.connect(timeout)
         most = self._endpoint.peer_quotas.parameter_bytes
         view = memoryview(data)
@@ -125,9 +131,8 @@ class Stream:
         """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
         if not self._connected and self._endpoint.state is State.CONNECTED:
             self.connect()
-        reader, lane, since = self._reader, self._lane, None
-        queue = reader.queue
-        if lane is not None and not queue and not reader.ended and most > 0:
+        lane, since = self._lane, None
+        if lane is not None and not self._queue and most > 0:
             if timeout != lane.timeout:
                 lane.within(timeout)
             came = lane.read(most)
@@ -138,8 +143,7 @@ class Stream:
         return self._receive(most, timeout, since)
 
     def _receive(self, most: int, timeout: float | None, since: float | None) -> bytes:
-        reader, lane = self._reader, self._lane
-        queue = reader.queue
+        reader, lane, queue = self._reader, self._lane, self._queue
         if not queue and not reader.ended:
             self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
         if not queue:
@@ -175,14 +179,16 @@ class Stream:
             BufferError: it cannot be written to.
         """
         memory = _from_buffer(buffer, require_writable=True)
-        most = most or len(memory)
-        if not 0 < most <= len(memory):
-            raise MisuseError(f"{most} bytes into a buffer of {len(memory)}: there must be room, for one at least")
-        lane, reader, since = self._lane, self._reader, None
-        if lane is not None and not reader.queue and not reader.ended:
+        size = len(memory)
+        if not most:
+            most = size
+        if not 0 < most <= size:
+            raise MisuseError(f"{most} bytes into a buffer of {size}: there must be room, for one at least")
+        lane, since = self._lane, None
+        if lane is not None and not self._queue:
             if timeout != lane.timeout:
                 lane.within(timeout)
-            got = _read(lane.core, memory, most, 0, lane.ns)
+            got = _read(self._core, memory, most, 0, lane.ns)
             if got > 0:
                 return got  # type: ignore[no-any-return]
             lane.missed(got)

@@ -149,17 +149,18 @@ class CallCommands(Timing):
     def do_face(self, role: str, chunk: int, total: int, warm: int) -> Answer:
         """Bytes one way by the stream face, `chunk` at a time, into one buffer; "ns" until the last was received."""
         assert self._stream is not None
-        stream, data, into = self._stream, bytes(chunk), memoryview(bytearray(chunk))
+        stream, data, into, limit = self._stream, bytes(chunk), memoryview(bytearray(chunk)), self._limit
+        send, receive = stream.send, stream.receive_into
 
         def run(number: int) -> None:
             if role == "near":
                 for _ in range(number // chunk):
-                    stream.send(data, timeout=self._limit)
-                stream.flush(timeout=self._limit)
+                    send(data, timeout=limit)
+                stream.flush(timeout=limit)
                 return
             left = number
             while left:
-                got = stream.receive_into(into, min(chunk, left), timeout=self._limit)
+                got = receive(into, min(chunk, left), timeout=limit)
                 if not got:
                     raise NotConnectedError("the stream ended")
                 left -= got

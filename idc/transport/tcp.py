@@ -299,7 +299,9 @@ class TcpCarrier:
         with contextlib.suppress(OSError, ValueError):
             self._poller.unregister(self._socket)
         self._socket.close()
-        self.wire.fd, self.wire.ended = -1, _PEER  # whoever still has it must not meet another file by that number
+        wire = self.wire
+        wire.fd, wire.ended = -1, _PEER  # whoever still has it must not meet another file by that number
+        wire.begin = wire.end = 0  # nor what came and nobody has taken
         lib.idc_wire_free(self.wire)
         self.lends.clear()
 

@@ -138,24 +138,38 @@ static int look(const struct idc_wire *w, short events, int64_t ns)
     return ppoll(&p, 1, ns < 0 ? NULL : &t, NULL) < 0 ? IDC_INTR : p.revents;
 }
 
-int idc_wire_flush(struct idc_wire *w, int64_t timeout_ns)
+/* Waits for room, timeout_ns at most, and until there is any of `also`. */
+static int flush(struct idc_wire *w, int64_t timeout_ns, short also)
 {
-    uint64_t start = timeout_ns > 0 ? idc_now_ns() : 0;
+    uint64_t start = 0;
     int rc;
     while ((rc = push(w)) == IDC_AGAIN && timeout_ns > 0) {
-        int64_t left = timeout_ns - (int64_t)(idc_now_ns() - start);
-        int ready = left > 0 ? look(w, POLLOUT, left) : 0;
-        if (ready <= 0)
-            return ready == 0 ? IDC_AGAIN : ready;
+        uint64_t now = idc_now_ns();
+        start = start != 0 ? start : now;
+        int64_t left = timeout_ns - (int64_t)(now - start);
+        int ready = left > 0 ? look(w, (short)(POLLOUT | also), left) : 0;
+        if (ready <= 0 || !(ready & ~also))
+            return ready < 0 ? ready : IDC_AGAIN;
     }
     return rc;
 }
 
+int idc_wire_flush(struct idc_wire *w, int64_t timeout_ns)
+{
+    return flush(w, timeout_ns, 0);
+}
+
 int idc_wire_send(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len)
+{
+    return idc_wire_send_within(w, head, head_len, body, body_len, 0);
+}
+
+int idc_wire_send_within(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
+                         int64_t timeout_ns)
 {
     int rc = idc_wire_post(w, head, head_len, body, body_len);
     if (rc == IDC_OK)
-        push(w); /* a connection that breaks in here is found so by the next call: the frame may have arrived */
+        flush(w, timeout_ns, POLLIN); /* a connection that breaks in here is found so by the next call: the frame may have arrived */
     return rc;
 }
 

@@ -64,6 +64,9 @@ int idc_wire_flush(struct idc_wire *w, int64_t timeout_ns);
 /* Both: takes a frame to be sent, and gives the kernel all there is. IDC_OK; IDC_AGAIN, IDC_PEER, IDC_EINVAL: as idc_wire_post,
  * nothing was taken. What the kernel does not take is `unsent`. */
 int idc_wire_send(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len);
+/* The same, and waits timeout_ns at most for the kernel to take all of it, as long as there is nothing to read. */
+int idc_wire_send_within(struct idc_wire *w, const void *head, uint64_t head_len, const void *body, uint64_t body_len,
+                         int64_t timeout_ns);
 /* Frames that are there, n at most, waiting timeout_ns at most for the first; what was posted goes out meanwhile, as the
  * kernel takes it. How many: a long one first if `apart` (its head in `head`, its body where it was to go), then short ones,
  * in `in` from `first` on; `lens` has the length of each short one. 0: a long one begins, see `want`, which may be set beside
