@@ -4,6 +4,7 @@
         stream.send(b"...")
         stream.flush()                  # returns once the other side has received all of it
         stream.receive(100)             # b"" when the connection is over
+        stream.receive_into(buffer)     # 0 when it is: with a buffer of one's own, for much at a time
 
 Either side may be called first; there is no difference between dialling and listening once the port is made, so
 `connect` and `listen` are one call. A message is completed when its bytes have been received, so a reader that stops

@@ -14,11 +14,11 @@ from idc.endpoint import stream as streams
 from idc.endpoint.endpoint import Resources
 from idc.endpoint.frames import Kind, Quotas, bye, encode, hello
 from idc.endpoint.stream import Stream
-from idc.errors import PeerGoneError, TimedOutError
+from idc.errors import MisuseError, PeerGoneError, TimedOutError
 from idc.transport.tcp import LONG, DialPort, ListenPort, TcpCarrier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 QUOTAS = Quotas(requests=2, messages=2, parameter_bytes=2 * LONG, status_bytes=64)
 WIDE = Quotas(messages=16, parameter_bytes=1 << 20)
@@ -51,7 +51,26 @@ BREACHES = {
 }
 
 
-def reason(sent: list[bytes]) -> str:
+def flushing(stream: Stream) -> None:
+    """A victim that reads frames as it waits for notices."""
+    with pytest.raises(PeerGoneError, match="not all that was sent"):
+        stream.flush(timeout=10)
+
+
+def receiving(stream: Stream) -> None:
+    """One that reads bytes where they are to stay; and completes nothing, as it has not received what came before."""
+    while stream.receive(1 << 20, timeout=10):
+        pass
+
+
+def filling(stream: Stream) -> None:
+    """The same into a buffer, in odd pieces."""
+    into = bytearray(1000)
+    while stream.receive_into(into, timeout=10):
+        pass
+
+
+def reason(sent: list[bytes], victim: Callable[[Stream], None]) -> str:
     port = ListenPort("127.0.0.1", 0)
     with Stream(port, Resources(QUOTAS, messages=2)) as stream:
         raw = TcpCarrier(socket.create_connection(port.address), select.epoll())
@@ -62,17 +81,30 @@ def reason(sent: list[bytes]) -> str:
         for frame in sent:
             raw.post(frame)
         raw.flush()
-        with pytest.raises(PeerGoneError, match="not all that was sent"):
-            stream.flush(timeout=10)
+        victim(stream)
         raw.close()
         return stream._endpoint.reason
 
 
 @pytest.mark.parametrize("breach", BREACHES)
 def test_the_core_and_the_session_judge_alike(breach: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_core = reason(BREACHES[breach])
+    with_core = reason(BREACHES[breach], flushing)
     monkeypatch.setattr(streams, "lane_of", lambda *_: None)
-    assert with_core == reason(BREACHES[breach])
+    assert with_core == reason(BREACHES[breach], flushing)
+    assert with_core
+
+
+#: Those that are the same for who completes each message as it comes: there is none of the peer's outstanding.
+AT_ONCE = sorted(BREACHES.keys() - {"a tag twice", "a long one's tag twice", "one too many", "a long one too many"})
+
+
+@pytest.mark.parametrize("victim", [receiving, filling])
+@pytest.mark.parametrize("breach", AT_ONCE)
+def test_who_reads_in_place_judges_alike(breach: str, victim: Callable[[Stream], None],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    with_core = reason(BREACHES[breach], victim)
+    monkeypatch.setattr(streams, "lane_of", lambda *_: None)
+    assert with_core == reason(BREACHES[breach], flushing)
     assert with_core
 
 
@@ -96,13 +128,38 @@ def receive(stream: Stream, number: int, most: int = 1 << 16) -> bytes:
     return bytes(whole)
 
 
+def fill(stream: Stream, number: int, most: int) -> bytes:
+    """As `receive`, into a buffer of `most` bytes."""
+    whole, into = bytearray(), bytearray(most)
+    while len(whole) < number:
+        got = stream.receive_into(into, min(most, number - len(whole)), timeout=20)
+        whole += into[:got]
+    return bytes(whole)
+
+
+def either(seed: int) -> Callable[[Stream, int, int], bytes]:
+    """Both, in turns."""
+    odd = random.Random(seed)
+
+    def read(stream: Stream, number: int, most: int) -> bytes:
+        whole = bytearray()
+        while len(whole) < number:
+            some = min(number - len(whole), odd.choice([1, 1000, 70_000]))
+            whole += odd.choice([receive, fill])(stream, some, most)
+        return bytes(whole)
+
+    return read
+
+
+@pytest.mark.parametrize("read", [receive, fill, either(7)], ids=["receive", "receive_into", "either"])
 @pytest.mark.parametrize("seed", range(4))
-def test_bytes_arrive_in_order(ends: tuple[Stream, Stream], seed: int) -> None:
+def test_bytes_arrive_in_order(ends: tuple[Stream, Stream], seed: int,
+                               read: Callable[[Stream, int, int], bytes]) -> None:
     odd = random.Random(seed)
     sizes = [odd.choice([1, 3, 100, LONG - 9, LONG - 8, LONG, 65536, 300_000, 3 << 20]) for _ in range(60)]
     data, (one, two) = odd.randbytes(sum(sizes)), ends if seed % 2 else ends[::-1]
     got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(receive(two, len(data), odd.choice([1000, 65536, 1 << 20]))))
+    reader = threading.Thread(target=lambda: got.append(read(two, len(data), odd.choice([1000, 65536, 1 << 20]))))
     reader.start()
     at = 0
     for size in sizes:
@@ -144,6 +201,46 @@ def test_what_was_received_is_known_though_the_reader_calls_no_more(ends: tuple[
             one.send(bytes(size))
         assert len(receive(two, 3 * size)) == 3 * size
         one.flush(timeout=10)
+
+
+def test_a_message_read_in_part_goes_on_while_its_reader_sends(ends: tuple[Stream, Stream]) -> None:
+    one, two = ends
+    data = random.Random(3).randbytes(1 << 20)
+    one.send(data, timeout=20)
+    one.send(b"and more", timeout=20)
+    got = two.receive(1000, timeout=20)
+    into = bytearray(5000)
+    got += into[:two.receive_into(into, timeout=20)]
+    for _ in range(16):  # all that the other accepts
+        two.send(bytes(1000), timeout=20)
+    with pytest.raises(TimedOutError, match="does not receive"):
+        two.flush(timeout=0.2)  # takes what comes meanwhile, and keeps it
+    with pytest.raises(TimedOutError, match="does not receive"):
+        one.flush(timeout=0.2)  # the rest is kept there, and not received
+    assert len(receive(one, 16_000)) == 16_000
+    got += fill(two, len(data) - len(got), 300_000)
+    two.flush(timeout=20)
+    assert (got, receive(two, 8)) == (data, b"and more")
+    one.flush(timeout=20)
+
+
+def test_a_buffer_is_to_hold_what_is_asked_for(ends: tuple[Stream, Stream]) -> None:
+    one, two = ends
+    one.send(b"abc")
+    with pytest.raises(MisuseError, match="5 bytes into a buffer of 4"):
+        two.receive_into(bytearray(4), 5, timeout=10)
+    with pytest.raises(MisuseError, match="for one at least"):
+        two.receive_into(bytearray(), timeout=10)
+    with pytest.raises(BufferError):
+        two.receive_into(memoryview(b"1234"), timeout=10)
+    into = bytearray(b"....")
+    assert two.receive_into(memoryview(into)[1:], timeout=10) == 3
+    into += b"!"  # nobody holds it
+    assert into == b".abc!"
+    with pytest.raises(TimedOutError, match=r"nothing was sent within 0\.05 s"):
+        two.receive_into(into, timeout=0.05)
+    one.close()
+    assert two.receive_into(into, timeout=10) == 0
 
 
 def test_nothing_is_sent_after_the_end(ends: tuple[Stream, Stream]) -> None:
