@@ -17,7 +17,7 @@ enum { SENDING_NS = 50000000 }; /* a wait for room in the kernel, before the int
 
 int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len)
 {
-    if (len > l->most_bytes || len == 0)
+    if (len > l->most_bytes)
         return IDC_TOOBIG;
     if (l->outstanding >= l->most)
         return IDC_AGAIN;

@@ -36,7 +36,7 @@ struct idc_lane {
 };
 
 /* Sends a message. 0; 1: the same, but the kernel has not taken all of it yet, see idc_wire_post; IDC_AGAIN: none is free; IDC_TOOBIG:
- * the peer accepts no message of that length, or there is nothing; or as idc_wire_send, and nothing was sent. */
+ * the peer accepts no message of that length; or as idc_wire_send, and nothing was sent. */
 int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len);
 /* Bytes of the message that is next, one at least and `most` at most; `how` as above. `most` 0: waits until one has begun, and says nothing
  * but 0; `left` bytes of it are to come. What is read to its end is completed as by idc_lane_done, so nothing else must be held then.

@@ -88,7 +88,7 @@ class Stream:
             TimedOutError: the other side did not take them in time; how many went is unknown, so close.
             PeerGoneError: the connection is over.
         """
-        if (core := self._core) is not None and type(data) is bytes:
+        if (core := self._core) is not None and type(data) is bytes and data:
             rc = _send(core, data, len(data))
             if rc == 0 or (rc not in (_AGAIN, _TOOBIG) and self._lane.sent(rc, data)):  # type: ignore[union-attr]
                 return

@@ -1,9 +1,10 @@
 /* Two threads, each with one end of a socket and messages both ways, as many at a time as the other accepts: all arrive whole, in
- * order, and are said to have. Then frames of a peer that means ill, of which nothing may come but what the session judges. Prints what it moved. */
+ * order, and are said to have; the one end reads them in place. Then frames of a peer that means ill, of which nothing may come but what the session judges. Prints what it moved. */
 #include "lane.h"
 
 #include <assert.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@ struct end {
     uint32_t tags[QUOTA], held[QUOTA];
     uint8_t in[ROOM];
     uint64_t bytes;
+    bool reads;      /* in place; else it takes messages whole */
 };
 
 static struct end *make(int fd)
@@ -27,7 +29,7 @@ static struct end *make(int fd)
     struct end *e = calloc(1, sizeof *e);
     e->wire = (struct idc_wire){.fd = fd, .in = e->in, .room = ROOM, .longest = LONGEST + HEAD, .most = UNSENT};
     e->lane = (struct idc_lane){.wire = &e->wire, .tags = e->tags, .held = e->held, .base = 9, .most = QUOTA,
-                                .longest = LONGEST, .quota = QUOTA};
+                                .most_bytes = LONGEST, .longest = LONGEST, .quota = QUOTA};
     return e;
 }
 
@@ -44,15 +46,47 @@ static void check(struct end *e, const uint8_t *body, uint32_t i)
     e->bytes += len;
 }
 
+/* Pieces of odd lengths, to memory of just that length, until a message is at its end: 1; IDC_LANE_ELSE: it is to be taken. */
+static int64_t read_in_place(struct end *e, uint32_t i, uint32_t *at, int64_t timeout_ns)
+{
+    static const uint64_t most[] = {1, 12, 100, 5000, LONGEST};
+    int64_t got = idc_lane_read(&e->lane, NULL, 0, 0, timeout_ns);
+    if (got != 0)
+        return got;
+    assert(e->lane.left + *at == length_of(i) && e->lane.whole == length_of(i));
+    uint64_t len = most[(i + *at) % 5];
+    uint8_t *into = malloc(len);
+    got = idc_lane_read(&e->lane, into, len, (int32_t)((i >> 3) & IDC_LANE_ALL), timeout_ns);
+    if (got > 0) {
+        assert(into[0] == i % 256 && into[got - 1] == i % 256 && (uint64_t)got <= len);
+        *at += (uint32_t)got;
+        e->bytes += (uint64_t)got;
+    }
+    free(into);
+    if (got <= 0 || *at < length_of(i))
+        return got > 0 ? IDC_AGAIN : got;
+    *at = 0;
+    return 1;
+}
+
 static void *both_ways(void *end)
 {
     struct end *e = end;
     uint8_t *body = NULL;
+    uint32_t at = 0;
     for (uint32_t sent = 0, received = 0; sent < rounds || received < rounds || e->lane.outstanding > 0;) {
         int rc = sent < rounds ? idc_lane_send(&e->lane, bodies[sent % 256], length_of(sent)) : IDC_AGAIN;
-        assert(rc == IDC_OK || rc == IDC_AGAIN);
-        sent += rc == IDC_OK;
-        int64_t got = idc_lane_take(&e->lane, NULL, rc == IDC_OK ? 0 : 10000000);
+        assert(rc >= 0 || rc == IDC_AGAIN);
+        sent += rc >= 0;
+        int64_t timeout_ns = rc >= 0 ? 0 : 10000000;
+        if (e->reads && received < rounds) {
+            int64_t got = read_in_place(e, received, &at, timeout_ns);
+            received += got == 1;
+            assert(got == 1 || got == IDC_LANE_ELSE || got == IDC_AGAIN || got == IDC_TIMEOUT || got == IDC_INTR);
+            if (got != IDC_LANE_ELSE)
+                continue;
+        }
+        int64_t got = idc_lane_take(&e->lane, NULL, timeout_ns);
         if (got == IDC_LANE_WANT) {
             assert(body == NULL && e->wire.want <= LONGEST);
             body = malloc(e->wire.want);
@@ -92,7 +126,13 @@ static void ill(uint32_t seed)
     assert(shutdown(fds[0], SHUT_WR) == 0);
     struct end *e = make(fds[1]);
     assert(idc_lane_send(&e->lane, bodies[1], 20) == IDC_OK);
+    assert(idc_lane_send(&e->lane, bodies[1], LONGEST + 1) == IDC_TOOBIG);
     int64_t got;
+    uint8_t some[20];
+    while (seed % 2 && (got = idc_lane_read(&e->lane, some, 1 + (uint64_t)rand() % sizeof some, rand() % 2, 1000000000)) > 0)
+        assert(e->lane.holds <= 1 && e->lane.outstanding <= 1);
+    if (seed % 2)
+        assert(got == IDC_LANE_ELSE || got == IDC_PEER);
     while ((got = idc_lane_take(&e->lane, NULL, 1000000000)) == IDC_LANE_MESSAGE || got == IDC_LANE_DONE) {
         assert(e->lane.holds <= QUOTA && e->lane.outstanding <= 1);
         if (got == IDC_LANE_MESSAGE && rand() % 2)
@@ -111,6 +151,7 @@ int main(int argc, char **argv)
     int fds[2];
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
     struct end *one = make(fds[0]), *two = make(fds[1]);
+    one->reads = true;
     pthread_t other;
     pthread_create(&other, NULL, both_ways, one);
     both_ways(two);
