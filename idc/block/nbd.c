@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -15,6 +16,8 @@
 
 enum { PAGE = 4096, REQUEST_MAGIC = 0x25609513, REPLY_MAGIC = 0x67446698, REPLY_BYTES = 16, REPLIES_AT_ONCE = 32,
        BUDGET = 64, HANDLER_FAILED = 0xFFFF };
+/* Of requests, from which on more are about to come; bytes that a Unix socket takes in one piece. */
+enum { DEEP = 4, PIECE = 32 << 10 };
 /* Of the kernel's <linux/nbd.h>: the wire's numbers. */
 enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_TRIM = 4, CMD_WRITE_ZEROES = 6, FLAG_FUA = 1 };
 
@@ -278,6 +281,7 @@ static bool begin(struct idc_nbd *n)
     }
     n->requests++;
     n->got = 0;
+    n->writes_much = op == IDC_BLOCK_WRITE && length > PIECE;
     memcpy(&slot->handle, wire.handle, sizeof slot->handle);
     slot->request = (struct idc_block_request){.op = op, .flags = flags & FLAG_FUA && op != IDC_BLOCK_READ
                                                                   && op != IDC_BLOCK_FLUSH ? IDC_BLOCK_FUA : 0};
@@ -374,6 +378,39 @@ static void unlock(const struct idc_nbd *n)
 
 enum { SOCKET = 0, KICK = 1 };
 
+/* Whether several pieces go either way at once, each of which wakes the kernel's receiver: also one that is read, since the room that
+ * it leaves is told on the same queue. */
+static bool lengthy(const struct idc_nbd *n)
+{
+    uint64_t owed = 0;
+    int there = 0;
+    for (uint32_t s = n->out_first; s != 0 && owed <= PIECE; s = n->slots[s - 1].next)
+        owed += reply_bytes(&n->slots[s - 1]);
+    return owed > PIECE || (n->pump->gathers && ioctl(n->fd, FIONREAD, &there) == 0 && there > PIECE);
+}
+
+/* A program that keeps many requests under way, or writes much, is best left to finish what it is at. A single request is worth
+ * interrupting it. */
+static void foresee(const struct idc_nbd *n, uint64_t came)
+{
+    if (n->outstanding >= DEEP || n->writes_much)
+        idc_pump_gather(n->pump, 1);
+    else if (came == 1 && n->outstanding <= 1)
+        idc_pump_gather(n->pump, 0);
+}
+
+/* What is there now is little more than the socket's buffers hold, and BUDGET bounds what comes meanwhile. */
+static int64_t exchange(struct idc_nbd *n)
+{
+    uint64_t before = n->requests;
+    if (lengthy(n))
+        idc_pump_hold(n->pump);
+    int64_t done = work(n);
+    idc_pump_let_go(n->pump);
+    foresee(n, n->requests - before);
+    return done;
+}
+
 static int64_t from_kernel(struct idc_pump *pump, uint32_t index, uint32_t events)
 {
     struct idc_nbd *n = pump->context;
@@ -381,7 +418,7 @@ static int64_t from_kernel(struct idc_pump *pump, uint32_t index, uint32_t event
     if (index == KICK && (events == 0 || read(n->kick_fd, &count, sizeof count) < 0))
         return 0;
     lock(n);
-    int64_t done = n->fd >= 0 && n->end == IDC_NBD_STANDS ? work(n) : submit_waiting(n);
+    int64_t done = n->fd >= 0 && n->end == IDC_NBD_STANDS ? exchange(n) : submit_waiting(n);
     set_wants(n);
     pump->more |= goes_on(n);
     unlock(n);

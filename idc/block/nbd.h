@@ -53,6 +53,7 @@ struct idc_nbd {
     uint8_t stage[896];      /* what one call has read, of 32 requests at most: see receive() */
     uint32_t staged, stage_at, drained; /* bytes left of it; the socket had no more */
     uint32_t hint, outstanding;
+    uint32_t writes_much;    /* the last request's payload is a long one */
     uint64_t requests, errors, replayed, bytes_in, bytes_out, stalls;
 };
 

@@ -28,7 +28,7 @@ SOURCES = (
     *(CORE / name for name in ("ring.c", "wait.c", "copy.c", "fault.c")),
     *(ENDPOINT / name for name in ("transact.c", "lane.c")),
     TRANSPORT / "wire.c",
-    *(PUMP / name for name in ("pump.c", "tap.c")),
+    *(PUMP / name for name in ("pump.c", "processor.c", "tap.c")),
     *(BLOCK / name for name in ("image.c", "nbd.c")),
     *(MEASURE / name for name in ("loops.c", "paced.c", "sockets.c", "transact.c", "untraced.c")),
 )

@@ -32,6 +32,7 @@ struct idc_pump_counters {
     uint64_t sleeps, wakeups; /* times blocked in poll(2), and woken by the doorbell */
     uint64_t spins, spins_won; /* waits that polled first, and those that ended so */
     uint64_t late;          /* progress found by the 100 ms safety recheck with no doorbell: should be 0 */
+    uint64_t holds, unheld; /* times the only processor was held, and would have been if that were allowed */
 };
 
 /* Used by one thread at a time. The first part is its user's to fill. */
@@ -49,6 +50,9 @@ struct idc_pump {
     uint32_t score;         /* whether polling has paid, or would have, of late */
     uint64_t since;         /* ns: when the wait began that goes on; 0: none does; all ones: it teaches nothing */
     uint64_t quiet, quiet_at;
+    int32_t processors;     /* of this machine; 0: not looked yet, as for each new thread; -1: its thread is left alone */
+    int32_t policy;         /* of its thread, as it was set last: sched(7) */
+    uint32_t gathers, refused; /* see idc_pump_gather; the processor may not be held */
     struct idc_pump_counters count_of;
 };
 
@@ -61,6 +65,15 @@ int64_t idc_pump_run(struct idc_pump *p, void *buf, uint64_t cap, struct idc_eve
 int idc_pump_announce(struct idc_pump *p);
 /* For a shape's handler: the answer that it is about to give is not worth a doorbell by itself. */
 void idc_pump_hush(struct idc_pump *p);
+
+/* For a shape's `ready`, in the pump's thread, on a machine with one processor; elsewhere they do nothing. */
+/* More is about to come (1), so that whoever sends it is not interrupted by each piece of it; or a single thing that somebody
+ * waits for (0). */
+void idc_pump_gather(struct idc_pump *p, int gathers);
+/* Nobody else runs until idc_pump_let_go: for a few system calls that take or give what is there, of bounded length, and never
+ * for waiting. Needs CAP_SYS_NICE; without, it is counted as `unheld`, and all goes on as without the call. */
+void idc_pump_hold(struct idc_pump *p);
+void idc_pump_let_go(struct idc_pump *p);
 
 /* cdef end */
 #endif

@@ -79,6 +79,8 @@ class Counters:
     spins: int
     spins_won: int
     late: int
+    holds: int
+    unheld: int
     doorbells: int
 
 
@@ -123,6 +125,7 @@ class Queue(Client):
             raise MisuseError(f"{self.name} runs already")
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pump.stop_fd = self._stop
+        self._pump.processors = 0  # what it knows of the last thread's policy is not so of the next
         self._endpoint = self._engine.endpoint(port, self)
         self._thread = threading.Thread(target=self._run, args=(self._endpoint,), name=self.name, daemon=True)
         self._thread.start()

@@ -162,3 +162,37 @@ def test_a_new_socket_forgets_the_requests_of_the_old_one() -> None:
         assert s.replies() == [(3, errno.EIO)]
         lib.idc_nbd_open(s.core, -1)
         ours.close()
+
+
+def test_many_requests_or_a_long_payload_are_gathered_and_a_single_one_is_not() -> None:
+    with side() as s:
+        s.pump.processors = 1
+        before = os.sched_getscheduler(0)
+        try:
+            for count, gathers in ((1, 0), (4, 1), (1, 0)):
+                lib.idc_nbd_go(s.core)  # no longer is each answered with an error as it comes
+                s.feed(b"".join(request(FLUSH, handle) for handle in range(count)))
+                assert s.pump.gathers == gathers
+                assert len(s.replies()) == count
+            for length, gathers in ((LONGEST, 0), (LONGEST + 1, 1)):  # a piece, and more
+                s.core.longest = length
+                lib.idc_nbd_go(s.core)
+                s.feed(request(WRITE, 1, length=length, data=bytes(length)))
+                assert s.pump.gathers == gathers
+                assert len(s.replies()) == 1
+        finally:
+            os.sched_setscheduler(0, before, os.sched_param(0))
+
+
+def test_the_processor_is_held_for_what_goes_in_several_pieces_and_for_no_other() -> None:
+    with side() as s:
+        s.pump.processors = 1
+        for length, holds in ((4096, 0), (LONGEST, 1), (4096, 1)):
+            s.feed(request(READ, 7, length=length))
+            cookie = s.core.waiting - 1
+            s.core.waiting, s.core.slots[cookie].state = 0, lib.IDC_NBD_SENT  # the back end has it
+            lib.idc_nbd_complete(s.core, cookie, 1, 0)
+            s.turn()
+            assert len(s.kernel.recv(1 << 20)) == REPLY.size + length
+            assert s.pump.count_of.holds + s.pump.count_of.unheld == holds
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER
