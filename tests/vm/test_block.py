@@ -118,6 +118,19 @@ def test_the_front_end_killed_under_load_is_replaced(bed: Testbed) -> None:
         ended(fio, "fio")
 
 
+def test_whoever_writes_much_is_not_interrupted_for_each_piece(bed: Testbed) -> None:
+    """As long as there is one processor for both; a program that waits for a single block has the pump at once."""
+    front = bed.vms["front"]
+    batch = f"for p in {DRIVERS}; do cut -d' ' -f41 /proc/$p/task/*/stat; done | grep -c '^3$' || true"  # SCHED_BATCH
+    assert front.succeed("nproc").strip() == "1"
+    with device(bed) as node:
+        for _ in range(2):
+            front.succeed(f"dd if=/dev/zero of={node} bs=1M count=16 oflag=direct")
+            assert front.succeed(batch).strip() == "1"
+            front.succeed(f"dd if={node} of=/dev/null bs=4k count=4 iflag=direct")
+            assert front.succeed(batch).strip() == "0"
+
+
 def test_a_full_disk_at_the_back_end_is_an_error_and_then_is_none(bed: Testbed) -> None:
     front, back = bed.vms["front"], bed.vms["back"]
     back.succeed("mkdir -p /run/small && mount -t tmpfs -o size=4m tmpfs /run/small",
