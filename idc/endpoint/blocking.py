@@ -20,6 +20,7 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Final, Self
 
+from idc._core import ffi, lib
 from idc.endpoint.endpoint import Client, Endpoint, Resources
 from idc.endpoint.lifecycle import State
 from idc.endpoint.party import PATIENCE
@@ -54,6 +55,11 @@ NAP: Final = 1.0
 NAP_ALONE: Final = 0.1
 #: Seconds for which a leader waits in the core, which polls first, before it lets the others submit and sleeps.
 HOLD: Final = 50e-6
+_unpack, _transact, _WENT, _BUSY = ffi.unpack, lib.idc_line_transact, lib.IDC_WENT, lib.IDC_BUSY
+_NOTHING_DONE: Final = lib.IDC_DUE
+_OTHERS: Final = "a handler in another thread's call did not end in time"
+#: Seconds between two looks whether the first thread has come out of the core, once there is a second.
+LOOK: Final = 1e-3
 _OK = Result.OK  # an Enum's members are looked up by a call of Python code
 
 
@@ -141,10 +147,13 @@ class Caller:
 
     def __init__(self, port: Port, resources: Resources | None = None, client: Client | None = None,
                  name: str = "the peer", beside: Sequence[Endpoint] = ()) -> None:
-        self.endpoint = Endpoint(port, client or Client(), resources or Resources(), name)
+        resources = resources or Resources()
+        self.endpoint = Endpoint(port, client or Client(), resources, name)
         self._driven = [self.endpoint, *beside]
         self._lock = threading.RLock()  # held by whoever is inside the endpoint, and by nobody who sleeps
-        self._first = 0
+        self._slots = resources.requests
+        self._first = self._only = 0  # a thread; and the same, until there is another
+        self._calling = False  # it is inside the core, without the lock
         self._shared = False
         self._inside: set[int] = set()
         self._leader = False
@@ -152,6 +161,7 @@ class Caller:
         self._asleep = False
         self._closing = False
         self._spare = _spare()  # of the one thread that calls, which has been told what it needed it for
+        self._slots.done = self._spare[1]
         self._left = threading.Condition(self._lock)
         self._kick = -1
 
@@ -168,22 +178,54 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
-        if timeout is None and not self._shared and get_ident() == self._first:
-            with self._lock:
-                call, done = self._spare
+        if timeout is None and get_ident() == self._only:
+            rc, slots = _NOTHING_DONE, self._slots
+            try:
+                self._calling = True  # before the look whether another has come, who looks at this after he said so
+                if self._only and (line := slots.line) is not None:
+                    rc = _transact(line, parameters, len(parameters))
+                    if rc >= 0:
+                        self._calling = False
+                        return _unpack(slots.status, rc)  # type: ignore[no-any-return]
+            except TypeError:  # it is other memory than bytes
+                pass
+            except BaseException:
+                slots.unquicken()
+                self._renew()
+                self._calling = False
+                raise
+            return self._transact(parameters, rc)
+        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
+
+    def _transact(self, parameters: bytes, rc: int) -> bytes:
+        """As `transact`, where the core has not done all of it; its result."""
+        answer: bytes | Result = _OK
+        with self._lock:
+            self._calling = False
+            call, done = self._spare
+            if rc < _WENT:
+                self.endpoint.unanswered(rc)
+            elif rc == _BUSY:  # it is too long, or a signal's handler calls, and the spare one is in use
+                answer = Result.BACK_PRESSURED
+            else:
                 try:
                     answer = self.endpoint.call(parameters, done, NAP_ALONE)
                 except BaseException:
-                    self._spare = _spare()  # the other may be told of an answer yet
+                    self._renew()  # the other may be told of an answer yet
                     raise
-                if self._followers and not self._leader:
-                    self._followers[0].wake()
+            if self._followers and not self._leader:
+                self._followers[0].wake()
             if type(answer) is bytes:
                 return answer
-            self._spare = _spare()
-            if answer is _OK:
-                return value_of(self._complete(lambda _: _OK, None, call))
-        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
+            if rc != _BUSY:
+                self._renew()
+        if answer is _OK:
+            return value_of(self._complete(lambda _: _OK, None, call))
+        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), None))
+
+    def _renew(self) -> None:
+        self._spare = _spare()
+        self._slots.done = self._spare[1]
 
     def send(self, body: bytes, *, timeout: float | None = None) -> None:
         """Send a message and wait until the receiver has completed it. Raises as `transact`."""
@@ -345,17 +387,26 @@ class Caller:
         """Take the lock: this thread, and whether it is in a call already, whose handler calls now."""
         me = threading.get_ident()
         if me != self._first:
-            self._arrive(me)
+            self._arrive(me, timeout)
         if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
-            raise TimedOutError("a handler in another thread's call did not end in time")
+            raise TimedOutError(_OTHERS)
         nested = me in self._inside
         self._inside.add(me)
         return me, nested
 
-    def _arrive(self, me: int) -> None:
-        """Note whether more than one thread uses this object: a leader looks at that when it wakes."""
+    def _arrive(self, me: int, timeout: float | None = None) -> None:
+        """Note whether more than one thread uses this object: a leader looks at that when it wakes.
+
+        Then wait until the first one has come out of the core, where it is without the lock. Raises TimedOutError.
+        """
         self._shared = self._shared or self._first not in (0, me)
         self._first = self._first or me
+        self._only = 0 if self._shared else me
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._calling and me != self._first:  # at most NAP_ALONE, and once
+            if end is not None and time.monotonic() >= end:
+                raise TimedOutError(_OTHERS)
+            time.sleep(LOOK)
 
     def _leave(self, me: int, *, nested: bool) -> None:
         """The end of a call: another may have to lead. Lets the lock go."""

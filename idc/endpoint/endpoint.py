@@ -12,21 +12,24 @@ import logging
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from idc.endpoint import frames
+from idc._core import ffi, lib
+from idc.endpoint import frames, quick
 from idc.endpoint.callbacks import call_each
+from idc.endpoint.client import Client, Resources, Status
 from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import Action, Event, State, step
 from idc.endpoint.results import Completion, Result
-from idc.endpoint.session import IncomingAsk, IncomingMessage, IncomingTransaction, Session, Slots
+from idc.endpoint.session import IncomingAsk, IncomingMessage, IncomingTransaction, Session
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from idc._core import Pointer
     from idc.buffers.local import LocalBuffer
-    from idc.endpoint.party import Party, Sharing
+    from idc.endpoint.party import Party
     from idc.endpoint.session import Done, Incoming
     from idc.remote.buffer import RemoteBuffer
     from idc.remote.reference import Access
@@ -45,82 +48,11 @@ UNCONNECTED_LOOK = 0.05
 
 # Members of an Enum are looked up by a call of Python code: too much on the path of each frame in an emulated guest.
 _CONNECTED, _OK = State.CONNECTED, Result.OK
+_request, _unpack, _new = lib.idc_line_request, ffi.unpack, object.__new__
+
+__all__ = ["Client", "Endpoint", "Resources", "Status"]
 
 log = logging.getLogger("idc.endpoint")
-
-
-class Client:
-    """What an endpoint tells whoever uses it; override what you need. Every call comes from within `Endpoint.pump`
-    or a call of the client's own."""
-
-    def appear(self, endpoint: Endpoint) -> None:
-        """The peer is there."""
-
-    def connect(self, endpoint: Endpoint) -> None:
-        """Connected: submit."""
-
-    def disconnect(self, endpoint: Endpoint, done: Callable[[], None]) -> None:
-        """The connection is over and all that was outstanding has completed. Call `done` when ready for another."""
-        done()
-
-    def disappear(self, endpoint: Endpoint) -> None:
-        """The peer is gone."""
-
-    def message(self, endpoint: Endpoint, message: IncomingMessage) -> None:
-        """A message came; complete it, now or later."""
-        message.complete()
-
-    def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
-        """A transaction came; complete it, now or later."""
-        transaction.fail("this endpoint handles no transactions")
-
-
-class Resources:
-    """All that an endpoint will ever need, set aside beforehand. Serves one endpoint at a time, many in turn.
-
-    Args:
-        accepts: what the peer may do: see Quotas.
-        requests: own transactions outstanding at a time.
-        messages: own messages outstanding at a time.
-        remote: what remote buffers need, an `idc.remote.Remote`; without it the endpoint has none.
-    """
-
-    def __init__(self, accepts: Quotas | None = None, *, requests: int = 16, messages: int = 16,
-                 remote: Sharing | None = None) -> None:
-        self.accepts = accepts or Quotas()
-        self.remote = remote
-        self.requests = Slots(requests)
-        self.messages = Slots(messages)
-        self.user: Endpoint | None = None
-
-    @property
-    def frames(self) -> int:
-        """Most frames that can be under way in one direction: own submissions, answers, HELLO and BYE."""
-        asks = self.remote.asks.count + self.remote.serves if self.remote is not None else 0
-        return self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + asks + 2
-
-
-class Status(NamedTuple):
-    """How an endpoint is, at one moment.
-
-    Attributes:
-        state: see `idc.endpoint.lifecycle`.
-        reason: why the last connection ended, in words.
-        connections: how many there were so far.
-        outstanding: own submissions that the peer has not completed. As many as the quotas allow, and for long: it is
-            slow, or stopped.
-        held: received ones that this side has not completed.
-        masked: how often its doorbell was masked, because the peer rang without end.
-        masked_now: whether it is, at this moment: what comes is found by a timer.
-    """
-
-    state: State
-    reason: str
-    connections: int
-    outstanding: int
-    held: int
-    masked: int
-    masked_now: bool
 
 
 class Endpoint:
@@ -159,6 +91,9 @@ class Endpoint:
         self._session: Session | None = None
         self._inbox: deque[Frame] = deque()
         self._dirty = False
+        self._line: Pointer | None = None  # while all that is due is to wait for a request, which the core may take
+        self._body = self._status = ffi.NULL  # its parameters; and the status of an answer to this side's
+        self._core: Pointer | None = None  # the same, as long as the connection stands
         self._broken: DisconnectedError | None = None
         self._destroyed: list[Callable[[], None]] = []
         self._pause = FIRST_PAUSE
@@ -214,9 +149,23 @@ class Endpoint:
             return self._lost(error)
         if type(result) is bytes:
             self._dirty = False  # all that was posted went with it
+            if self._core is not None:
+                self._quicken()
         elif self._dirty:
             self.notify()
         return result
+
+    def unanswered(self, rc: int) -> None:
+        """A transaction that the core has sent (`Slots.line`) waits for its answer here. `rc`: the core's result."""
+        line, session = self._core, self._session
+        self._resources.requests.unquicken()
+        if line is None or session is None:
+            return
+        if line.begun:
+            session.begun(line.tag, line.begun)
+        if rc == lib.IDC_WENT + lib.IDC_OTHER:
+            self._hold()  # the frame is for `_take`
+            self._inbox.append(ffi.unpack(ffi.cast("char *", line.buf), line.len))
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
@@ -366,8 +315,30 @@ class Endpoint:
 
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
+        if (line := self._line) is not None:
+            if (rc := _request(line, timeout)) < 0:
+                return self._other(line, rc, timeout)
+            came = _new(IncomingTransaction)
+            came._line = line
+            came._open = True
+            came.parameters = _unpack(self._body, rc)
+            session = self._session
+            assert session is not None
+            came._session = session
+            session.current = came
+            try:
+                self._client.transaction(self, came)
+            except Exception as error:  # as in `_take`
+                self._raised(came, error)
+            except BaseException:
+                self._hold()
+                raise
+            if came._open or self._line is None:
+                self._hold()
+                self._after()
+            return True
         if self._party is None and self.state is _CONNECTED:
-            return self._take(timeout)
+            return self._turn(timeout)
         party, worked = self._party, False
         if party is not None:
             worked = party.work()
@@ -458,9 +429,20 @@ class Endpoint:
         if self._session.greeted:
             self.connections += 1
             self._since = time.monotonic()
+            self._prepare()
             if self._party is not None:
                 self._party.begin(self._session, near=self._carrier.near)
             self._step(Event.CONNECTED)
+
+    def _prepare(self) -> None:
+        carrier, session = self._carrier, self._session
+        assert carrier is not None
+        assert session is not None
+        if self._party is None and (line := carrier.line) is not None:
+            quick.prepare(line, session.accepts, session.peer, carrier.trips)
+            session.hold, session.due = self._hold, self._drain
+            self._core = line
+            self._body, self._status = quick.bodies(line)
 
     def _begin(self, carrier: Carrier) -> None:
         resources = self._resources
@@ -510,9 +492,10 @@ class Endpoint:
         except DisconnectedError as error:
             self._broke(error)
             raise
-        self._dirty = True
+        self._dirty, self._line = True, None
 
     def _broke(self, error: DisconnectedError) -> None:
+        self._line = None
         self._broken = error  # an answer that could not be sent is not its sender's fault: `pump` ends it
 
     def _take(self, timeout: float) -> bool:
@@ -559,6 +542,51 @@ class Endpoint:
             self.notify()
         return True
 
+    def _other(self, line: Pointer, rc: int, timeout: float) -> bool:
+        """No request came by the core, or not only one."""
+        if rc in quick.NOTHING:
+            self._drain()
+            return False
+        self._hold()
+        line.holds = 0  # or it was lost as this thread was interrupted
+        if rc == quick.OTHER:
+            self._inbox.extend(quick.frames_left(line))
+        return self._turn(timeout)
+
+    def _turn(self, timeout: float) -> bool:
+        worked = self._take(timeout)
+        if self._core is not None:
+            self._quicken()
+        return worked
+
+    def _hold(self) -> None:
+        """The core takes no request before the next turn of `_take`, and has none."""
+        self._line = None
+        if self._session is not None:
+            self._session.settle()
+
+    def _drain(self) -> None:
+        if self._trace is not None:
+            self._trace.drain()
+
+    def _after(self) -> None:
+        """The end of a turn."""
+        if self._broken is not None:
+            self._lost(self._broken)
+        elif self._dirty:
+            self.notify()
+
+    def _quicken(self) -> None:
+        """Leave to the core what is usual, if nothing else is due or under way."""
+        session, line, slots = self._session, self._core, self._resources.requests
+        if (session is None or line is None or self._dirty or self._inbox or self._broken is not None
+                or self.state is not _CONNECTED or line.holds):
+            return
+        if not session.held and session.accepts.requests:
+            self._line = line
+        if slots.line is None and slots.count and slots.count == len(slots.free) and session.peer.requests:
+            slots.quicken(line, self._status)
+
     def _handle(self, event: Incoming | IncomingAsk | list[tuple[Done | None, Completion]]) -> None:
         if type(event) is list:
             if len(event) == 1:
@@ -603,7 +631,9 @@ class Endpoint:
         self._step(event)
 
     def _drop(self, reason: str, bye: str = "") -> None:
-        carrier, self._carrier = self._carrier, None
+        self._hold()
+        self._resources.requests.unquicken()
+        carrier, self._carrier, self._core = self._carrier, None, None
         self._dirty = False
         self._broken = None
         self._inbox.clear()

@@ -317,6 +317,7 @@ class _EngineCarrier:
     """See `idc.transport.base.Carrier`: what the core has dealt with is not among the frames."""
 
     flushes = False
+    line = None
 
     def __init__(self, engine: Engine, carrier: SharedCarrier) -> None:
         self.capacity = carrier.capacity

@@ -11,6 +11,7 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
+from idc._core import lib
 from idc.endpoint import frames
 from idc.endpoint.frames import HANDLER_FAILED, HEADER_BYTES, Kind, Quotas
 from idc.endpoint.results import Completion, Result
@@ -19,6 +20,7 @@ from idc.errors import DisconnectedError, MisuseError, PeerGoneError, ProtocolEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from idc._core import Pointer
     from idc.transport.base import Carrier, Frame
 
     Done = Callable[[Completion], None]
@@ -37,6 +39,7 @@ _pack, _unpack = frames.HEADER.pack, frames.HEADER.unpack_from
 _DELIVERED: Final = Completion(_OK)
 #: Transactions whose tag has none of these bits are timed: one of eight uses of each slot.
 _UNTIMED: Final = 0x70000
+_answer = lib.idc_line_answer
 
 
 class _Slot:
@@ -61,6 +64,10 @@ class Slots:
 
     Attributes:
         free: those that nothing holds, the longest free first.
+        line: by which the core sends a transaction, in the slot that has been free for longest; None where it may not.
+            `unquicken` takes it back.
+        status: where the answer's status is, then.
+        done: told of what the core has sent, and has no answer to.
     """
 
     def __init__(self, count: int) -> None:
@@ -68,6 +75,9 @@ class Slots:
         self._all = [_Slot(index) for index in range(count)]
         self.free = deque(self._all)
         self._order: deque[_Slot] = deque()
+        self.line: Pointer | None = None
+        self.status: Pointer = None
+        self.done: Done | None = None
 
     @property
     def outstanding(self) -> int:
@@ -76,6 +86,8 @@ class Slots:
 
     def take(self, done: Done | None, *, ordered: bool) -> int:
         """A tag for a new submission; the caller has checked that one is free."""
+        if self.line is not None:
+            self.unquicken()
         slot = self.free.popleft()
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = slot.uses << 16 | slot.index
@@ -85,6 +97,25 @@ class Slots:
         if ordered:
             self._order.append(slot)
         return slot.tag
+
+    def quicken(self, line: Pointer, status: Pointer) -> None:
+        """Let the core send transactions, one at a time; nothing is outstanding."""
+        slot = self.free[0]
+        line.tag = slot.uses << 16 | slot.index
+        self.status = status
+        self.line = line
+
+    def unquicken(self) -> None:
+        """No more of that. What the core has sent, and has no answer to, is outstanding from here on."""
+        line, self.line = self.line, None
+        if line is None:
+            return
+        slot, tag = self.free[0], int(line.tag)
+        slot.uses = tag >> 16
+        if line.posted:
+            line.posted = 0
+            self.free.popleft()
+            slot.tag, slot.done, slot.ordered, slot.answer = tag, self.done, False, None
 
     def cancel(self, tag: int) -> None:
         """Take a submission back that never reached the carrier."""
@@ -169,12 +200,13 @@ class IncomingTransaction(_Incoming):
         parameters: what the submitter passed.
     """
 
-    __slots__ = ("parameters",)
+    __slots__ = ("_line", "parameters")  # by that line the core answers it, which alone knows its tag, until `settle`
 
     def __init__(self, session: Session, tag: int, parameters: bytes) -> None:
         self._session = session
         self._tag = tag
         self._open = True
+        self._line: Pointer | None = None
         self.parameters = parameters
 
     def complete(self, status: bytes = b"", error: int = 0) -> Result:
@@ -191,7 +223,20 @@ class IncomingTransaction(_Incoming):
             MisuseError: completed before, or the code does not fit.
             TooBigError: status too long; the transaction stays open.
         """
+        line = self._line
+        if line is not None and self._open:
+            try:
+                rc = _answer(line, status, len(status), error)
+            except (TypeError, OverflowError):  # it is other memory, or no such number
+                rc = -1
+            if rc >= 0:
+                self._open = False
+                if rc > 0:
+                    self._session.due()
+                return _OK
         session = self._session
+        if line is not None and self._open:
+            session.hold()
         if (self._open and not session.over and 0 <= error < HANDLER_FAILED
                 and len(status) <= session.short):
             self._open = False  # from here on as `finish_transaction`, with a call less
@@ -218,6 +263,8 @@ class IncomingTransaction(_Incoming):
 
     def fail(self, reason: str) -> Result:
         """Answer it with *error* and a reason in words."""
+        if self._line is not None and self._open:
+            self._session.hold()
         self._finish("transaction")
         body = frames.reason_bytes(reason)[:self._session.peer.status_bytes]
         return self._session.finish_transaction(self._tag, body, HANDLER_FAILED)
@@ -257,6 +304,10 @@ class IncomingAsk(_Incoming):
 Incoming = IncomingMessage | IncomingTransaction
 
 
+def _nothing() -> None:
+    """Where nothing is to be done."""
+
+
 def _status_of(taken: Sequence[Frame], tag: int) -> bytes | None:
     """What came, if that is the answer with that tag, without an error, and nothing else."""
     if len(taken) != 1:
@@ -288,6 +339,9 @@ class Session:
             need not wake the peer for each.
         broke: is told why an answer could not be sent.
         short: bytes of a status that the peer accepts, and that is no long one.
+        current: the transaction that came last by the core, which may hold it yet; see `settle`.
+        hold: `settle`, and what its user does at that.
+        due: called when the core has noted many moments of a trace.
     """
 
     def __init__(self, accepts: Quotas, requests: Slots, messages: Slots, post: Callable[..., None],
@@ -298,6 +352,9 @@ class Session:
         self.send = post
         self.waiting: Collection[Frame] = ()
         self.broke: Callable[[DisconnectedError], None] | None = None
+        self.current: IncomingTransaction | None = None
+        self.hold = self.settle
+        self.due: Callable[[], None] = _nothing
         self.greeted = False
         self.over = False
         self.on_last: Callable[[], None] | None = None
@@ -315,7 +372,19 @@ class Session:
     @property
     def held(self) -> int:
         """Received items that the client has not completed."""
-        return len(self._held_requests) + len(self._held_messages)
+        current = self.current
+        by_core = current is not None and current._open and current._line is not None
+        return len(self._held_requests) + len(self._held_messages) + by_core
+
+    def settle(self) -> None:
+        """Take a request over that the core holds, for whom it was received, and which is not answered."""
+        current, self.current = self.current, None
+        if current is not None and (line := current._line) is not None:
+            current._line = None
+            if line.holds and current._open:
+                line.holds = 0
+                current._tag = tag = int(line.request)
+                self._held_requests.add(tag)
 
     # -- this side submits
 
@@ -352,6 +421,8 @@ class Session:
             return self.submit_transaction(parameters, done, ordered=False)
         if self.trace is not None:  # one that the carrier does not tell
             return self.submit_transaction(parameters, done, ordered=False)
+        if slots.line is not None:
+            slots.unquicken()
         slot = free.popleft()  # as `take`, with a call less
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = tag = slot.uses << 16 | slot.index
@@ -483,12 +554,17 @@ class Session:
                 held.add(tag)
                 came = _new(IncomingTransaction)  # as by its constructor, whose call costs more than all of this
                 came._session, came._tag, came._open, came.parameters = self, tag, True, body
+                came._line = None
                 return came
             if kind == _REPLY:
                 if not tag & _UNTIMED and self._begun:
                     self._time(tag)
                 return self._requests.answer(tag, self._completion(error, body))
         return self._receive_other(kind, error, tag, body)
+
+    def begun(self, tag: int, when: int) -> None:
+        """A transaction that others submitted is timed, and was begun then."""
+        self._begun[tag] = when
 
     def _time(self, tag: int) -> None:
         begun = self._begun.pop(tag, None)

@@ -110,9 +110,8 @@ static inline bool there(const struct idc_ring *r)
 }
 
 /* A frame with a small body takes a way with nothing in it, as a small message does (idc_msg_send). */
-static inline int64_t post(struct idc_engine *e, struct header head, const void *body, uint64_t len)
+static inline int64_t post(struct idc_ring *r, struct header head, const void *body, uint64_t len)
 {
-    struct idc_ring *r = e->tx;
     if (len <= SMALL && r->does == POSTS && len + sizeof head <= r->slot_size - SLOT_HEADER && known(r) > 0) {
         uint8_t *slot = next_slot(r);
         copy_small(slot + SLOT_HEADER + sizeof head, body, len);
@@ -120,7 +119,7 @@ static inline int64_t post(struct idc_engine *e, struct header head, const void 
         return publish(r, slot, len + sizeof head);
     }
     struct idc_part parts[2] = {{.base = &head, .len = sizeof head}, {.base = body, .len = len}};
-    return idc_msg_post(e->tx, parts, 2);
+    return idc_msg_post(r, parts, 2);
 }
 
 int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t len, uint64_t cookie)
@@ -133,7 +132,7 @@ int64_t idc_engine_submit(struct idc_engine *e, const void *parameters, uint64_t
     uint32_t tag = slot->tag + 0x10000;
     uint64_t when = now(e); /* before the peer can see it: nothing is handled before it was submitted */
     slot->begun = e->trips != NULL && (tag >> 16) % TIMED_EVERY == 0 ? idc_now_ns() : 0;
-    int64_t rc = post(e, (struct header){.kind = REQUEST, .tag = tag}, parameters, len);
+    int64_t rc = post(e->tx, (struct header){.kind = REQUEST, .tag = tag}, parameters, len);
     if (rc < 0)
         return rc == IDC_AGAIN ? IDC_CORRUPT : rc; /* the rings have room for every slot, unless the peer stopped taking */
     note(e, REQUEST, tag, when);
@@ -202,7 +201,7 @@ static int64_t handles(struct idc_engine *e, struct header head, const uint8_t *
     }
     note(e, IDC_RECEIVED + REQUEST, head.tag, came);
     when = now(e);
-    rc = post(e, (struct header){.kind = REPLY, .error = error, .tag = head.tag}, e->status, (uint64_t)rc);
+    rc = post(e->tx, (struct header){.kind = REPLY, .error = error, .tag = head.tag}, e->status, (uint64_t)rc);
     if (rc >= 0)
         note(e, REPLY, head.tag, when);
     return rc < 0 ? rc : 1;
@@ -438,16 +437,24 @@ int64_t idc_line_next(struct idc_line *l, int64_t timeout_ns)
     return (got - 1) << 32 | l->lens[0];
 }
 
+/* Waits for the next frame, and copies it to private memory: its length, or a negative result. */
+static inline int64_t await(struct idc_ring *r, void *into, uint64_t cap, int64_t spin_ns, int64_t timeout_ns)
+{
+    if (!there(r) && (timeout_ns == 0 || !comes(r, next_slot(r), (uint32_t)(r->pos + 1), spin_ns)))
+        return idc_msg_recv(r, into, cap, spin_ns, timeout_ns);
+    return receive(r, into, cap);
+}
+
 int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns)
 {
     struct header answer;
-    struct idc_part parts[2] = {{.base = head, .len = sizeof answer}, {.base = body, .len = body_len}};
     struct idc_log *log = log_of(l);
+    memcpy(&answer, head, sizeof answer);
     l->posted = 0;
     if (!room_for(log, 4) || due(log)) /* before there is anything in hand that could get lost */
         return IDC_DUE;
     uint64_t when = log != NULL ? idc_now_ns() : 0;
-    int64_t rc = idc_msg_post(l->tx, parts, 2);
+    int64_t rc = post(l->tx, answer, body, body_len);
     if (rc < 0)
         return rc;
     l->posted = 1;
@@ -455,12 +462,11 @@ int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, ui
         log_frame(log, when, 0, head, sizeof answer);
     rc = announce(l, log);
     if (rc == IDC_OK)
-        rc = idc_msg_recv(l->rx, l->buf, l->cap, l->spin_ns, timeout_ns);
+        rc = await(l->rx, l->buf, l->cap, l->spin_ns, timeout_ns);
     if (rc < 0)
         return rc;
     if (log != NULL)
         log_frame(log, idc_now_ns(), IDC_RECEIVED, l->buf, (uint64_t)rc);
-    memcpy(&answer, head, sizeof answer);
     answer.kind = REPLY;
     if ((uint64_t)rc >= sizeof answer && memcmp(l->buf, &answer, sizeof answer) == 0) {
         l->posted = 0; /* whatever interrupts its user now, nothing is under way */
@@ -468,4 +474,70 @@ int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, ui
     }
     l->len = (uint32_t)rc;
     return IDC_OTHER;
+}
+
+/* One of so many uses of the slot is timed, as in idc/endpoint/session.py. */
+enum { CALL_TIMED_EVERY = 8 };
+
+int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t len)
+{
+    if (l->posted || len > l->peer_parameter_bytes)
+        return IDC_BUSY;
+    struct header head = {.kind = REQUEST, .tag = l->tag + 0x10000};
+    l->begun = l->trips != NULL && (head.tag >> 16) % CALL_TIMED_EVERY == 0 ? idc_now_ns() : 0;
+    int64_t rc = idc_line_call(l, &head, parameters, len, l->patience_ns);
+    if (rc < 0 && !l->posted)
+        return rc;
+    l->tag = head.tag;
+    if (rc > (int64_t)l->status_bytes) { /* for the session to say so */
+        l->len = (uint32_t)rc + sizeof head;
+        l->posted = 1;
+        rc = IDC_OTHER;
+    }
+    if (rc < 0)
+        return rc + IDC_WENT;
+    if (l->begun != 0)
+        idc_trip(l->trips, idc_now_ns() - l->begun);
+    return rc;
+}
+
+int64_t idc_line_request(struct idc_line *l, double seconds)
+{
+    enum { LONGEST = 1000000000 };
+    struct header head;
+    if (l->holds)
+        return IDC_BUSY;
+    int64_t timeout_ns = seconds > 0 ? (int64_t)((seconds < LONGEST ? seconds : LONGEST) * 1e9) : 0;
+    int64_t got = idc_line_take(l, l->many, l->many_cap, l->lens, l->most, l->spin_ns, timeout_ns);
+    if (got <= 0)
+        return got < 0 ? got : IDC_AGAIN;
+    if (got == 1 && l->lens[0] >= sizeof head && l->lens[0] - sizeof head <= l->parameter_bytes) {
+        memcpy(&head, l->many, sizeof head);
+        if (head.kind == REQUEST && head.flags == 0) {
+            l->request = head.tag;
+            l->holds = 1;
+            return l->lens[0] - (int64_t)sizeof head;
+        }
+    }
+    l->got = (uint32_t)got;
+    return IDC_OTHER;
+}
+
+int64_t idc_line_answer(struct idc_line *l, const void *status, uint64_t len, uint16_t error)
+{
+    struct header head = {.kind = REPLY, .error = error, .tag = l->request};
+    struct idc_log *log = log_of(l);
+    if (!l->holds || len > l->peer_status_bytes || error == HANDLER_FAILED)
+        return IDC_BUSY;
+    if (!room_for(log, 2)) /* and for the doorbell */
+        return IDC_DUE;
+    uint64_t when = log != NULL ? idc_now_ns() : 0;
+    int64_t rc = post(l->tx, head, status, len);
+    if (rc < 0)
+        return rc;
+    l->holds = 0;
+    if (log != NULL)
+        log_frame(log, when, 0, &head, sizeof head);
+    announce(l, log);
+    return due(log);
 }

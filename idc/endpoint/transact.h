@@ -91,6 +91,10 @@ enum { IDC_RUNG = 128, IDC_LOG_DUE_AT = 160, IDC_LOG_LONG_NS = 10000000 };
 enum { IDC_DUE = -64 };
 /* idc_line_call: what came is not the answer. Bytes of a frame's header. */
 enum { IDC_OTHER = -65, IDC_HEAD = 8 };
+/* idc_line_transact, idc_line_request and idc_line_answer: the session has to do it. Nothing was done. */
+enum { IDC_BUSY = -66 };
+/* idc_line_transact: added to another result, if the request went. */
+enum { IDC_WENT = -128 };
 
 /* One side of one connection, whose frames Python makes and judges. */
 struct idc_line {
@@ -106,6 +110,15 @@ struct idc_line {
     int32_t posted;          /* whether the frame of idc_line_call went, and its answer did not come; its user's to clear */
     uint32_t len;            /* of what it received, if that is no answer */
     int32_t met;             /* a frame was received by idc_line_next */
+    /* For idc_line_transact, _request and _answer; set while they may be called. */
+    struct idc_trips *trips; /* how long a sample of the transactions took; NULL: nobody wants to know */
+    int64_t patience_ns;     /* how long idc_line_transact waits */
+    uint64_t begun;          /* when the last one was, if it is timed; 0: it is not */
+    uint32_t tag;            /* of the last one: its slot, and how often that was used */
+    uint32_t parameter_bytes, status_bytes, peer_parameter_bytes, peer_status_bytes;
+    uint32_t request;        /* tag of what idc_line_request found */
+    uint32_t got;            /* frames in `many`, where it found something else */
+    int32_t holds;           /* whether that request is not answered; its user's to clear */
 };
 
 /* As idc_msg_post_one. IDC_DUE: nothing was posted. */
@@ -125,6 +138,16 @@ int64_t idc_line_next(struct idc_line *l, int64_t timeout_ns);
  * answer. The length of its status, in l->buf behind the header, if the next frame is the answer and no error; IDC_OTHER: l->len bytes
  * in l->buf that are not; or another negative result. IDC_DUE: nothing was done. */
 int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns);
+/* The same of the slot in l->tag, used once more; no longer than the peer accepts, and so is the status. IDC_BUSY: also where the one
+ * before is under way yet. After IDC_WENT and IDC_OTHER the frame is in l->buf. */
+int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t len);
+/* idc_line_next, for who handles one request at a time. If there is one frame, and that is a request within the quota: its length, the
+ * parameters in l->many behind the header, and l->holds. IDC_OTHER: l->got frames in l->many that are something else.
+ * IDC_BUSY: the one before is not answered. */
+int64_t idc_line_request(struct idc_line *l, double seconds);
+/* Answers that request, and wakes its submitter: as idc_line_send. IDC_BUSY: there is none, or the peer does not accept so long a
+ * status, or a client has no such error. */
+int64_t idc_line_answer(struct idc_line *l, const void *status, uint64_t len, uint16_t error);
 
 /* cdef end */
 #endif

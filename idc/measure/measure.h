@@ -80,6 +80,9 @@ int64_t idc_untraced_line_post(struct idc_line *l, const void *frame, uint64_t l
 int64_t idc_untraced_line_send(struct idc_line *l, const void *frame, uint64_t len);
 int64_t idc_untraced_line_next(struct idc_line *l, int64_t timeout_ns);
 int64_t idc_untraced_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns);
+int64_t idc_untraced_line_transact(struct idc_line *l, const void *parameters, uint64_t len);
+int64_t idc_untraced_line_request(struct idc_line *l, double seconds);
+int64_t idc_untraced_line_answer(struct idc_line *l, const void *status, uint64_t len, uint16_t error);
 int64_t idc_untraced_run(struct idc_engine *e, void *buf, uint64_t cap, struct idc_event *events, uint32_t n,
                          int64_t spin_ns, int64_t timeout_ns);
 

@@ -33,11 +33,12 @@ CHANNELS: Final = tuple(f"c{number}" for number in range(len(VARIANTS)))
 SIZE: Final = 64
 #: A block that warms up is so many times as long.
 WARM: Final = 5
-COPIED: Final = ("idc.transport.shared", "idc.endpoint.session", "idc.endpoint.endpoint", "idc.endpoint.blocking",
-                 "idc.endpoint.engine", "idc.measure.traced_loops")
+COPIED: Final = ("idc.transport.shared", "idc.endpoint.session", "idc.endpoint.client", "idc.endpoint.endpoint",
+                 "idc.endpoint.blocking", "idc.endpoint.engine", "idc.measure.traced_loops")
 _CORE: Final = {
     **{f"idc_engine_{name}": f"idc_untraced_{name}" for name in ("start", "submit", "answered", "run")},
-    **{f"idc_line_{name}": f"idc_untraced_line_{name}" for name in ("post", "send", "next", "call")}}
+    **{f"idc_line_{name}": f"idc_untraced_line_{name}"
+       for name in ("post", "send", "next", "call", "transact", "request", "answer")}}
 #: What is asked before the trace is told something.
 _ASKED: Final = {"trace", "_trace", "_flushed"}
 

@@ -15,4 +15,7 @@
 #define idc_line_next idc_untraced_line_next
 #define idc_line_take idc_untraced_line_take
 #define idc_line_call idc_untraced_line_call
+#define idc_line_transact idc_untraced_line_transact
+#define idc_line_request idc_untraced_line_request
+#define idc_line_answer idc_untraced_line_answer
 #include "../endpoint/transact.c"

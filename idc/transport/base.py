@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc._core import Pointer
     from idc.observed import Trips
     from idc.region import Region
     from idc.trace.hook import EndpointTrace
@@ -62,6 +63,8 @@ class Carrier(Protocol):
             the other way round, and others on every other connection.
         flushes: whether `take` wakes the peer for what was posted, before it waits.
         trips: where an end notes, for observers, how long its transactions take; None where nobody could look.
+        line: a `struct idc_line` (idc/endpoint/transact.h), by which the core handles the usual transactions; None
+            where it cannot.
     """
 
     capacity: int
@@ -69,6 +72,10 @@ class Carrier(Protocol):
     near: bool
     flows: tuple[int, int]
     flushes: bool
+
+    @property
+    def line(self) -> Pointer | None:
+        """See above."""
 
     @property
     def posted(self) -> bool:

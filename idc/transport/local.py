@@ -39,6 +39,7 @@ class LocalCarrier:
     near = True
     flushes = False
     trips = None
+    line = None
 
     def __init__(self, mine: LocalPort, peer: LocalPort, out: _Way, back: _Way, flows: tuple[int, int]) -> None:
         self.capacity = mine.frames

@@ -66,7 +66,7 @@ class SharedCarrier:
         self._many = _new("char[]", most * self.frame_bytes)
         self._lens = ffi.new("uint32_t[]", most)
         # Before a trace has heard of the connection nothing may be noted, so what came with HELLO is left for later.
-        self._line = ffi.new("struct idc_line *", {
+        self.line = self._line = ffi.new("struct idc_line *", {
             "tx": self._tx, "rx": self._rx, "buf": self._room, "cap": self.frame_bytes, "many": self._many,
             "many_cap": most * self.frame_bytes, "lens": self._lens, "most": most})
         self._timeout, self._timeout_ns = 0.0, 0  # the last one that was asked for

@@ -101,6 +101,7 @@ class TcpCarrier:
     trips = None
     rings = SILENT
     flushes = True
+    line = None
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         connection.setblocking(True)  # a read waits in the kernel; what must not wait says so in each call
