@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 from idc import words
 from idc.buffers.local import LocalBuffer, MappedType
@@ -204,7 +204,7 @@ class RegionPages(MappedType):
         run: Run = buffer.base
         if not run.references:
             check_live(run)
-        pool = cast("PagePool", run.pool)
+        pool: PagePool = run.pool  # type: ignore[assignment] # of this type; to say so by a call takes longer than the rest
         try:
             len(pool.memory)
         except ValueError as error:
@@ -223,6 +223,10 @@ class RegionPages(MappedType):
 REGION_PAGES = RegionPages()
 
 
+#: Buffers of a peer's that are remembered, at most.
+KNOWN = 256
+
+
 class PeerPart:
     """A peer's part of the region: nothing is allocated here, but what the peer says is in it can be used in place.
 
@@ -236,6 +240,7 @@ class PeerPart:
 
     def __init__(self, memory: Memory, offset: int, length: int) -> None:
         self._pool = PagePool(memory, offset, length, away=True)
+        self._known: dict[tuple[int, int], LocalBuffer] = {}  # a peer comes back to its pages
 
     def at(self, offset: int, length: int) -> LocalBuffer:
         """`length` bytes at `offset` in the region, wherever in a page they start: the peer's to keep unchanged (soft).
@@ -243,13 +248,18 @@ class PeerPart:
         Raises:
             MisuseError: they are not all in the part.
         """
+        if (known := self._known.get((offset, length))) is not None and known.base.references == 1:
+            return known
         pool = self._pool
         skew = offset % PAGE
         start = offset - skew - pool.offset
         if start < 0 or length < 1 or start + skew + length > pool.length:
             raise MisuseError(f"{length} bytes at {offset:#x} are not in the peer's part")
         run = Run(pool, start, -(-(skew + length) // PAGE), skew, length)
-        return LocalBuffer(REGION_PAGES, run, skew, length)
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        made = self._known[offset, length] = LocalBuffer(REGION_PAGES, run, skew, length)
+        return made
 
 
 class PagePool(RunPool):

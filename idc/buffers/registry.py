@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from idc.buffers.cow import COPY_ON_WRITE, CowView
 from idc.buffers.files import FILE_RANGE
@@ -202,8 +202,8 @@ def standard_registry(force: Strategy | None = None, bounce: int = BOUNCE) -> Re
 
 
 def _copy_mapped(source: LocalBuffer, target: LocalBuffer) -> int:
-    # Registered for mapped types only; to ask an abstract class would take as long as the rest of this.
-    memory, at = cast("MappedType", source.type).where(source)
-    into, there = cast("MappedType", target.type).where(target)
+    # Registered for mapped types only; to ask an abstract class, or say so by a call, would take as long as the rest.
+    memory, at = source.type.where(source)  # type: ignore[attr-defined]
+    into, there = target.type.where(target)  # type: ignore[attr-defined]
     copy_memory(memory, at, into, there, source.length)
     return source.length

@@ -566,6 +566,7 @@ class Endpoint:
             self._session.settle()
 
     def _drain(self) -> None:
+        """Log what is noted."""
         if self._trace is not None:
             self._trace.drain()
 
