@@ -151,7 +151,10 @@ class Endpoint:
             self._dirty = False  # all that was posted went with it
             if self._core is not None:
                 self._quicken()
-        elif self._dirty:
+            return result
+        if self._inbox:
+            self._hold()  # what was kept is for `_take`
+        if self._dirty:
             self.notify()
         return result
 
@@ -429,15 +432,12 @@ class Endpoint:
         if self._session.greeted:
             self.connections += 1
             self._since = time.monotonic()
-            self._prepare()
+            self._prepare(self._carrier, self._session)
             if self._party is not None:
                 self._party.begin(self._session, near=self._carrier.near)
             self._step(Event.CONNECTED)
 
-    def _prepare(self) -> None:
-        carrier, session = self._carrier, self._session
-        assert carrier is not None
-        assert session is not None
+    def _prepare(self, carrier: Carrier, session: Session) -> None:
         if self._party is None and (line := carrier.line) is not None:
             quick.prepare(line, session.accepts, session.peer, carrier.trips)
             session.hold, session.due = self._hold, self._drain

@@ -356,9 +356,13 @@ def test_an_interrupted_call_is_outstanding_and_its_answer_is_nobodys(monkeypatc
             made.transact(b"question")
         monkeypatch.undo()
         assert made.endpoint.outstanding == 1
+        peer.post(encode(Kind.REPLY, 0x20001, b"of the second", 7))
+        with pytest.raises(TransactionError):
+            made.transact(b"again")
+        assert made.endpoint.outstanding == 1
         peer.post(encode(Kind.REPLY, tag, b"of the first"))
-        peer.post(encode(Kind.REPLY, 0x20001, b"of the second"))
-        assert made.transact(b"again") == b"of the second"
+        peer.post(encode(Kind.REPLY, 0x30002, b"of the third"))
+        assert made.transact(b"once more") == b"of the third"
         assert made.endpoint.outstanding == 0
 
 
