@@ -20,6 +20,7 @@ from idc.block.image import Image, Spec
 from idc.block.lease import RUNTIME
 from idc.block.protocol import REQUEST, Op
 from idc.device.driver import BackDriver
+from idc.device.queued import poll_seconds
 from idc.pump import Queue, places
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class BlockBack(BackDriver):
                 if not number:
                     self.image.attach(place.base, place.theirs, place.theirs_bytes)
                 queue = Queue(f"{self.device} queue {number}", _Shape(self.image.core, place), depth=0,
-                              accepts=queues.BACK, told=self._ring)
+                              accepts=queues.BACK, told=self._ring, poll=poll_seconds(self.device))
                 self._queues.append(queue)
                 queue.start(queues.port(queues.address(address, number)))
         finally:

@@ -47,14 +47,15 @@ class Connection:
         address: of the queue's channel.
         place: its buffers; closed with this.
         longest: bytes of a request at most.
-        told: see `Queue`.
+        told, poll: see `Queue`.
 
     Attributes:
         queue: its thread; another one after `restart`.
     """
 
-    def __init__(self, name: str, address: str, place: Place, longest: int, told: Callable[[], None]) -> None:
-        self._name, self._address, self._told, self._place = name, address, told, place
+    def __init__(self, name: str, address: str, place: Place, longest: int, told: Callable[[], None],
+                 poll: float = 0.0) -> None:
+        self._name, self._address, self._told, self._place, self._poll = name, address, told, place, poll
         self._sockets: list[socket.socket] = []  # the last one, and one before that a thread may still poll
         self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         pages = place.mine_bytes // PAGE
@@ -68,7 +69,7 @@ class Connection:
 
     def _queue(self, port: SharedPort) -> Queue:
         queue = Queue(self._name, _Shape(self._core, self._let_go), depth=queues.REQUESTS, accepts=queues.FRONT,
-                      told=self._told)
+                      told=self._told, poll=self._poll)
         queue.start(port)
         return queue
 

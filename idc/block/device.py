@@ -9,6 +9,7 @@ from idc.block.back import BlockBack
 from idc.block.front import BlockFront
 from idc.device.classes import DeviceClass
 from idc.device.options import Option
+from idc.device.queued import POLL
 from idc.domain import Service
 from idc.endpoint.frames import Quotas
 
@@ -31,6 +32,7 @@ class Block(DeviceClass):
         "shared": Option(False, "other devices may use the image too, if all say so"),
         "connections": Option(1, "of the front end's kernel; see docs/block.md before you take more", 1, queues.MOST),
         "timeout": Option(30.0, "seconds without a back end until requests fail with EIO", 1, 86400),
+        "poll": POLL,
     }
     service = Service("block", Quotas(4, 0, protocol.REQUEST.size, protocol.GEOMETRY.size), 4)
     front: ClassVar[type[FrontDriver]] = BlockFront

@@ -25,6 +25,7 @@ from idc.block.connection import Connection, settle
 from idc.block.netlink import Disk, Flag, Kernel, NbdError
 from idc.block.protocol import Can, Geometry, Op, Request
 from idc.device.driver import FrontDriver
+from idc.device.queued import poll_seconds
 from idc.endpoint import Completion, Endpoint, Result
 from idc.errors import IdcError, ProtocolError
 from idc.layout import PAGE
@@ -87,7 +88,7 @@ class BlockFront(FrontDriver):
         try:
             for number, place in enumerate(places(port.region, count)):
                 self._connections.append(Connection(f"{self.device} queue {number}", queues.address(address, number),
-                                                    place, LONGEST, self._ring))
+                                                    place, LONGEST, self._ring, poll_seconds(self.device)))
         finally:
             port.close()
 

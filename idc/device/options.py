@@ -29,6 +29,7 @@ class Option:
         default: what it is if it is not given, and of which type it is: bool, int, float or str.
         help: one line.
         least, most: bounds of a number.
+        unit: of a number, for what is said of one that is out of bounds.
         choices: of a text; any if there are none.
     """
 
@@ -37,6 +38,7 @@ class Option:
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
+    unit: str = ""
 
     def check(self, value: object, what: str) -> Value:
         """The value, if it may be one; an int does for a float. Raises MisuseError."""
@@ -53,10 +55,16 @@ class Option:
                 raise MisuseError(f"{what}: {value!r} is none of {', '.join(self.choices)}")
             return value
         if self.least is not None and not value >= self.least:
-            raise MisuseError(f"{what}: {value} is less than {self.least:g}")
+            raise MisuseError(f"{what}: {value} is less than {self._bound(self.least)}")
         if self.most is not None and not value <= self.most:
-            raise MisuseError(f"{what}: {value} is more than {self.most:g}")
+            raise MisuseError(f"{what}: {value} is more than {self._bound(self.most)}")
         return value
+
+    def _bound(self, bound: float) -> str:
+        if not self.unit:
+            return f"{bound:.15g}"
+        both = None not in (self.least, self.most)
+        return f"{bound:.15g} {self.unit}" + (f" ({self.least:.15g} to {self.most:.15g})" if both else "")
 
     def parse(self, text: str, what: str) -> Value:
         """The value that a text stands for. Raises MisuseError."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from idc.device.classes import queue_channel
 from idc.device.driver import Driver
+from idc.device.options import Option
 from idc.errors import MisuseError
 from idc.pump import Queue, places
 from idc.transport.address import open_port
@@ -28,6 +29,20 @@ if TYPE_CHECKING:
 
     from idc.device.driver import Device
     from idc.pump import Place, Shape
+
+
+#: Longest that a queue may be told to poll, microseconds.
+MOST_POLL: Final = 1_000_000
+#: The option "poll" of a class with queues.
+POLL: Final = Option(0, "microseconds that a queue polls after it last had something to do: latency for a CPU; 0: as "
+                     "long as that has paid of late", least=0, most=MOST_POLL, unit="microseconds")
+
+
+def poll_seconds(device: Device) -> float:
+    """What `Queue` is told of the option; 0.0 for a class that has none."""
+    microseconds = device.options.get("poll", POLL.default)
+    assert isinstance(microseconds, int)
+    return microseconds / 1e6
 
 
 class Queued(Driver):
@@ -72,7 +87,7 @@ class Queued(Driver):
                 ports.append(port)
             for index, shape in enumerate(self.shapes(places(ports[0].region, declared.count))):
                 self.queues.append(Queue(queue_channel(index), shape, depth=declared.requests, accepts=declared.quotas,
-                                         told=self.tell))
+                                         told=self.tell, poll=poll_seconds(self.device)))
             for queue in self.queues:
                 queue.start(ports[0])
                 del ports[0]  # from now on it is the queue's

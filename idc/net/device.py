@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from idc.device.classes import DeviceClass, Queues
 from idc.device.driver import BackDriver, FrontDriver
 from idc.device.options import Option
-from idc.device.queued import Queued
+from idc.device.queued import POLL, Queued
 from idc.device.states import Role
 from idc.domain import Service
 from idc.endpoint import Completion, Endpoint, Quotas, Result
@@ -224,6 +224,7 @@ class Net(DeviceClass):
         "mtu": Option(1500, "bytes of an IP packet; TCP crosses in pieces of 64 KiB whatever it is", least=68,
                       most=MOST_MTU),
         "queues": Option(1, "of each interface, each with a thread of its own at both ends", least=1, most=8),
+        "poll": POLL,
         "front_address": Option("", "addresses of the front end's interface: 10.0.0.1/24, or several with commas"),
         "back_address": Option("", "the same of the back end's"),
         "front_mac": Option("", "MAC address of the front end's interface; by default one made of the device's name"),

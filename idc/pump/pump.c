@@ -5,6 +5,7 @@
 
 #include <poll.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { POLLS_PER_TRY = 64 }; /* polls of the ring between two tries of descriptors */
@@ -95,6 +96,76 @@ static int spin(struct idc_pump *p, uint64_t budget_ns)
     }
 }
 
+/* Polling for as long as the device's user said. */
+enum {
+    LOOK_NS = 1000000,      /* between two looks at all descriptors by poll(2) */
+    AWAY_NS = 2000000,      /* that another thread had the CPU since the last such look: it will go on wanting it */
+    CALM_NS = 4000000,      /* polled for so long, or to the end, and nobody did */
+    SHY_FIRST_NS = 2000000, /* then it sleeps, for a doorbell to wake it at once, before it polls on: so long, and twice */
+    SHY_MOST_NS = 250000000, /* as long each time until nobody wants the CPU any more */
+};
+
+/* What this thread has run, and what its whole machine was kept from running: that is no wish of anybody's in there. */
+static uint64_t own_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* All descriptors by the kernel, also those that only poll(2) tells of. */
+static int look(struct idc_pump *p)
+{
+    struct pollfd fds[IDC_PUMP_FDS + 1];
+    for (uint32_t i = 0; i < p->count; i++)
+        fds[i] = (struct pollfd){.fd = p->fds[i].want != 0 ? p->fds[i].fd : -1, .events = (short)p->fds[i].want};
+    fds[p->count] = (struct pollfd){.fd = p->stop_fd, .events = POLLIN};
+    if (poll(fds, p->count + 1, 0) <= 0)
+        return 0;
+    if (fds[p->count].revents != 0)
+        return STOPPED;
+    int64_t moved = from_fds(p, fds);
+    return moved < 0 ? FAILED : moved > 0 ? FDS_MOVED : 0;
+}
+
+/* Polls until then. Whoever else can run does so at each yield; WANTED: somebody did that, and has not done with it. */
+static int watch(struct idc_pump *p, uint64_t start, uint64_t until)
+{
+    struct idc_ring *rx = p->engine->rx;
+    uint64_t now = start, looked = start, ran = own_ns(), own;
+    for (uint32_t polls = 1;; polls++) {
+        int rc = ready(rx, 1);
+        if (rc != 0)
+            return rc;
+        if (polls > EAGER_POLLS)
+            cpu_relax();
+        if (polls % POLLS_PER_TRY != 0)
+            continue;
+        rc = ready_or_ended(rx, 1);
+        if (rc != 0)
+            return rc;
+        int64_t moved = from_fds(p, NULL);
+        if (moved != 0)
+            return moved < 0 ? FAILED : FDS_MOVED;
+        now = idc_now_ns();
+        if (now >= until || now - start >= CALM_NS)
+            p->shy_ns = 0;
+        if (now >= until)
+            return 0;
+        if (now - looked >= LOOK_NS) {
+            own = own_ns();
+            if (now - looked >= own - ran + AWAY_NS)
+                return WANTED;
+            looked = now;
+            ran = own;
+            rc = look(p);
+            if (rc != 0)
+                return rc;
+        }
+        sched_yield();
+    }
+}
+
 /* Arms, looks once more, and sleeps. */
 static int nap(struct idc_pump *p, uint64_t ns)
 {
@@ -130,6 +201,33 @@ static int nap(struct idc_pump *p, uint64_t ns)
     return there != 0 ? there : others ? FDS_MOVED : 0;
 }
 
+/* A wait begins: polls, and sleeps in between as long as others want the CPU. 0: nothing came for poll_ns. */
+static int attend(struct idc_pump *p, uint64_t ns)
+{
+    uint64_t now = idc_now_ns(), until = now + (p->poll_ns < ns ? p->poll_ns : ns);
+    bool slept = false;
+    int rc = 0;
+    p->count_of.spins++;
+    while (rc == 0 && now < until) {
+        if (now < p->shy_until) {
+            slept = true;
+            rc = nap(p, (p->shy_until < until ? p->shy_until : until) - now);
+        } else {
+            slept = false;
+            rc = watch(p, now, until);
+        }
+        now = idc_now_ns();
+        if (rc == WANTED) {
+            p->count_of.yielded++;
+            p->shy_ns = p->shy_ns == 0 ? SHY_FIRST_NS : 2 * p->shy_ns < SHY_MOST_NS ? 2 * p->shy_ns : SHY_MOST_NS;
+            p->shy_until = now + p->shy_ns;
+            rc = 0;
+        }
+    }
+    p->count_of.spins_won += rc > 0 && !slept;
+    return rc;
+}
+
 /* Until there is something to do, or ns are over. */
 static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
 {
@@ -138,8 +236,8 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
     bool begins = p->since == 0;
     if (begins)
         p->since = idc_now_ns();
-    bool polls = begins && allowed > 0 && p->score >= SCORE_SPIN;
-    int rc = 0;
+    int rc = begins && p->poll_ns > 0 ? attend(p, ns) : 0;
+    bool polls = rc == 0 && begins && allowed > 0 && p->score >= SCORE_SPIN && p->poll_ns == 0;
     if (polls) {
         p->count_of.spins++;
         rc = spin(p, allowed < ns ? allowed : ns);

@@ -33,6 +33,7 @@ struct idc_pump_counters {
     uint64_t spins, spins_won; /* waits that polled first, and those that ended so */
     uint64_t late;          /* progress found by the 100 ms safety recheck with no doorbell: should be 0 */
     uint64_t holds, unheld; /* times the only processor was held, and would have been if that were allowed */
+    uint64_t yielded;       /* times that polling for `poll_ns` was broken off, because others wanted the CPU */
 };
 
 /* Used by one thread at a time. The first part is its user's to fill. */
@@ -44,6 +45,7 @@ struct idc_pump {
     struct idc_pump_fd fds[IDC_PUMP_FDS];
     uint32_t count;
     int32_t stop_fd;        /* eventfd: idc_pump_run returns 0 while it is readable; -1: none */
+    uint64_t poll_ns;       /* polls for so long after it last had something to do; 0: as long as that has paid of late */
     uint32_t lull;          /* the peer may keep quiet about answers (idc_pump_hush): what the recheck finds is not late */
     uint32_t more;          /* `ready` stopped before all was done: it is called again without asking the kernel */
     int32_t error;          /* `ready` failed: errno, or a negative result of the core's */
@@ -53,6 +55,7 @@ struct idc_pump {
     int32_t processors;     /* of this machine; 0: not looked yet, as for each new thread; -1: its thread is left alone */
     int32_t policy;         /* of its thread, as it was set last: sched(7) */
     uint32_t gathers, refused; /* see idc_pump_gather; the processor may not be held */
+    uint64_t shy_until, shy_ns; /* others want the CPU: polling is put off until then; for how long */
     struct idc_pump_counters count_of;
 };
 

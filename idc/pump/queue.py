@@ -81,6 +81,7 @@ class Counters:
     late: int
     holds: int
     unheld: int
+    yielded: int
     doorbells: int
 
 
@@ -93,6 +94,7 @@ class Queue(Client):
         depth: own requests outstanding at a time.
         accepts: what the peer may do.
         told: called in the queue's thread when `connected`, `reason` or `error` has changed; must not block.
+        poll: seconds that it polls after it last had something to do; 0: as long as that has paid of late.
 
     Attributes:
         connected: whether data flow.
@@ -101,7 +103,8 @@ class Queue(Client):
         connections: how many there were.
     """
 
-    def __init__(self, name: str, shape: Shape, *, depth: int, accepts: Quotas, told: Callable[[], None]) -> None:
+    def __init__(self, name: str, shape: Shape, *, depth: int, accepts: Quotas, told: Callable[[], None],
+                 poll: float = 0.0) -> None:
         self.name = name
         self.connected = False
         self.reason = ""
@@ -109,7 +112,7 @@ class Queue(Client):
         self.connections = 0
         self._shape = shape
         self._told = told
-        self._pump = ffi.new("struct idc_pump *", {"stop_fd": -1})
+        self._pump = ffi.new("struct idc_pump *", {"stop_fd": -1, "poll_ns": int(poll * 1e9)})
         shape.attach(self._pump)
         self._engine = Engine(depth, accepts, handler=shape.handler, context=self._pump, messages=0, pump=self._pump)
         self._endpoint: Endpoint | None = None
