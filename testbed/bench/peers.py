@@ -219,7 +219,7 @@ class Received:
 
 
 def parse_iperf_intervals(text: str) -> Received:
-    """From the JSON of a server, whose intervals are the receiver's. Raises BenchFailed: there are none that count."""
+    """From the JSON of the end that receives, whose intervals are its own. Raises BenchFailed if none count."""
     try:
         found: list[dict[str, Any]] = [each["sum"] for each in json.loads(text)["intervals"]]
         late = [each for each in found if each["start"] >= IPERF_WARM - IPERF_INTERVAL / 2]
@@ -230,15 +230,3 @@ def parse_iperf_intervals(text: str) -> Received:
     if seconds < (IPERF_SECONDS - IPERF_WARM) / 2 or counted <= 0:
         raise BenchFailed(f"iperf3 received {counted} bytes in {seconds:.2f} s after its warm-up, which is no figure")
     return Received(counted / seconds, total, total - counted)
-
-
-def parse_iperf(text: str) -> float:
-    """Bytes a second that were received, from the JSON of a client. Raises BenchFailed if there are none."""
-    try:
-        report: dict[str, Any] = json.loads(text)
-        rate = float(report["end"]["sum_received"]["bits_per_second"]) / 8
-    except (ValueError, KeyError) as error:
-        raise BenchFailed(f"iperf3 reported no rate: {text[-300:]!r}") from error
-    if rate <= 0:
-        raise BenchFailed("iperf3 received nothing")
-    return rate

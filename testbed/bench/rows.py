@@ -36,7 +36,8 @@ class Row:
         domains: "vm-vm", "host-vm", "process"; "vm" for boots.
         mode: "poll", "doorbell", "adaptive"; "pipeline" or "copy" for the limits of a stream; None for a peer;
             of traces "without" (the hook), "off", "on"; of "net" and "ping" the version of IP, "-reverse" from the far
-            VM to the near one.
+            VM to the near one, and "-poll" of the device told to poll, or of a peer that was given the like of it; of
+            "block" "poll" for that.
         api: "core" (loops in C) or "python".
         size: bytes of a message, of one write of a stream, of the parameters and of the status of a transaction, or of
             one bulk transfer.

@@ -71,9 +71,10 @@ def run(setting: Setting) -> tuple[Result, list[Found]]:
                 _at(place, placed, state)
     for bench in benches:
         if bench.alone is not None:
-            verdict, rows = bench.alone(setting, pace)
-            state.accel, state.reason = verdict.accel, verdict.reason
-            state.found += rows
+            alone = bench.alone(setting, pace)
+            state.accel, state.reason = alone.verdict.accel, alone.verdict.reason
+            state.host |= alone.facts
+            state.found += alone.found
     state.host |= meanwhile.facts()
     result = Result(accel=state.accel, accel_reason=state.reason, host=state.host, quick=setting.quick, started=started,
                     results=tuple(each.row for each in state.found), absent=tuple(state.absent),

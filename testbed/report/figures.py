@@ -129,7 +129,7 @@ def label(row: Row) -> str:
     if row.strategy:
         return {"handover": "hand over"}.get(row.strategy, row.strategy)
     if row.path == "ivshmem":
-        return _MODES.get(row.mode or "", "IDC")
+        return _MODES.get((row.mode or "").rpartition("-")[2], "IDC")
     framed = ", framed" if row.name == "transact" and row.path == "tcp" and row.outstanding else ""
     return _PEERS.get(row.path, row.path) + framed
 

@@ -113,7 +113,12 @@ def times(value: float) -> str:
 
 def direction(row: Row) -> str:
     """Of the network: version of IP, and which way; no way of ours that others lack, as the mode of rings is."""
-    return row.mode or "" if row.name in ("net", "ping") else ""
+    return (row.mode or "").removesuffix("-poll") if row.name in ("net", "ping") else ""
+
+
+def polled(row: Row) -> bool:
+    """Whether a device's queues were told to poll, or its peer was given the like of it."""
+    return row.name in ("block", "net", "ping") and (row.mode or "").rpartition("-")[2] == "poll"
 
 
 def device_words(row: Row) -> str:
@@ -127,7 +132,7 @@ def device_action(row: Row) -> str:
     """What was done to a device; empty of other rows."""
     version, _, reverse = direction(row).partition("-")
     parts = [_OPERATIONS.get(row.op or "", row.op or ""), version.replace("ipv", "IPv"), "far to near" * bool(reverse),
-             f"depth {row.depth}" if row.depth else ""]
+             f"depth {row.depth}" if row.depth else "", "told to poll" * polled(row)]
     return ", ".join(part for part in parts if part)
 
 

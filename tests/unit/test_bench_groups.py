@@ -14,7 +14,7 @@ from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Group, Pace, measure
 from testbed.bench.names import load
 from testbed.bench.names.net import parse_ping
-from testbed.bench.peers import parse_iperf, parse_sockperf_log
+from testbed.bench.peers import parse_sockperf_log
 from testbed.bench.rows import Result
 from testbed.bench.runner import chosen
 from testbed.bench.show import show
@@ -124,13 +124,6 @@ def test_sockperf_is_read_round_trip_by_round_trip() -> None:
     assert list(parse_sockperf_log(log)) == [300500, 300000]
     with pytest.raises(BenchFailed, match="logged no round trip"):
         parse_sockperf_log("sockperf: ERROR")
-
-
-def test_iperf_is_what_was_received() -> None:
-    assert parse_iperf('{"end": {"sum_received": {"bits_per_second": 8e9}}}') == 1e9
-    for bad in ("", "{}", '{"error": "refused"}', '{"end": {"sum_received": {"bits_per_second": 0}}}'):
-        with pytest.raises(BenchFailed, match="iperf3"):
-            parse_iperf(bad)
 
 
 def test_names_are_files() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What a name that measures by itself has found.
+
+    Attributes:
+        verdict: of the accelerator.
+        found: rows.
+        facts: of the VMs, for the result's `host`.
+    """
+
+    verdict: Verdict
+    found: list[Found]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Bench:
     """One name.
 
@@ -24,7 +39,8 @@ class Bench:
         name: what `testbed bench` calls it.
         help: one line.
         groups: what is measured at a place; None if it needs none.
-        alone: measures by itself, in VMs of the accelerator that it returns; None if it is all groups.
+        alone: measures by itself, in VMs of which it returns the accelerator and the facts (`facts.of_testbed`; none if
+            there is nothing to be said beyond the host's); None if it is all groups.
         default: whether `testbed bench` without names runs it.
         order: those with less come first.
     """
@@ -32,7 +48,7 @@ class Bench:
     name: str
     help: str
     groups: Callable[[Place, Pace], list[Group]] | None = None
-    alone: Callable[[Setting, Pace], tuple[Verdict, list[Found]]] | None = None
+    alone: Callable[[Setting, Pace], Alone] | None = None
     default: bool = True
     order: int = 50
 

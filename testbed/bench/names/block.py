@@ -4,30 +4,34 @@ All on the same two VMs: the device of class `block`; nbd-server in the back end
 front end's connects over the network, by one connection and by several, the better of which counts; a virtio disk of
 the front end's; and nbd-server in the front end's VM itself by a Unix socket, which shows what the kernel's nbd takes
 when nothing has to cross. All take turns, and all of nbd have the same limits and no scheduler. Images lie in memory
-(tmpfs), so that no disk is measured. Depends on `testbed.devices` and below.
+(tmpfs, a memfd), so that no disk is measured. Random reads are measured by a device that is told to poll, too (mode
+"poll"); it is asleep while others are measured. Depends on `testbed.devices` and below.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
-import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from testbed import network as networks
 from testbed.bed import Testbed
+from testbed.bench import facts
 from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Found
-from testbed.bench.names import Bench
+from testbed.bench.names import Alone, Bench
 from testbed.bench.places import places_for_each
 from testbed.bench.rows import Row
 from testbed.qemu_args import Disk
 from testbed.template_build import cpu_seconds
 
 if TYPE_CHECKING:
-    from testbed.accel import Verdict
+    from collections.abc import Iterator
+
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
     from testbed.vm import Vm
@@ -40,6 +44,8 @@ JOBS: Final = (("randread", "randread", 4096, 1), ("randread", "randread", 4096,
                ("seqread", "read", MIB, 1), ("seqwrite", "write", MIB, 1))
 #: Connections of nbd-tcp, by device: the best of them is its row.
 CONNECTIONS: Final = {"/dev/nbd8": 1, "/dev/nbd9": 4}
+#: Of the device that is told to poll, microseconds.
+POLL: Final = 20_000
 #: nbd-server in the front end's VM, and its device.
 SOCKET, LOCAL = "/run/nbd.sock", "/dev/nbd7"
 _SERVER: Final = """[generic]
@@ -57,39 +63,53 @@ class _Way:
     path: str
     device: str
     variant: str = ""
+    mode: str | None = None
     figures: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     costs: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
 
-def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
+def measure(setting: Setting, pace: Pace) -> Alone:
     """fio on each way in turn."""
     rounds, seconds = (1, 1) if pace.quick else (3, 4)
-    with tempfile.NamedTemporaryFile(prefix="idc-bench-block-", dir="/dev/shm") as disk, \
-            networks.make(2) as network, Testbed(accel=setting.accel, qemu=setting.qemu, broker=True, boot="cold",
-                                                 notify=setting.steps.say) as bed:
-        disk.write(bytes(SIZE))
-        disk.flush()
+    with _image() as disk, networks.make(2) as network, \
+            Testbed(accel=setting.accel, qemu=setting.qemu, broker=True, boot="cold", notify=setting.steps.say) as bed:
         near, far = ((pin,) if pin is not None else () for pin in places_for_each()[:2])
-        front, back = bed.boot(bed.spec("front", memory_mib=512, pin=near, disks=(Disk(Path(disk.name)),)),
-                               bed.spec("back", memory_mib=768, pin=far), network=network)
+        front, back = bed.boot(bed.spec("front", memory_mib=512, pin=near, disks=(Disk(disk),)),
+                               bed.spec("back", memory_mib=1024, pin=far), network=network)
         ways = _prepare(bed, front, back, network.members[1].address)
         for turn in range(rounds):
             for op, job, size, depth in JOBS:
                 for way in ways:
+                    if way.mode and op != "randread":
+                        continue
                     setting.steps.say(f"round {turn + 1} of {rounds}: {op}, depth {depth}, {way.path} {way.variant}")
                     _take(way, (op, depth), job, size, seconds, front, back)
         note = f"nbd-server over {network.description}"
-        return bed.verdict, [found for op, _, size, depth in JOBS for found in _rows(ways, op, size, depth, note)]
+        found = [row for op, _, size, depth in JOBS for row in _rows(ways, op, size, depth, note)]
+        return Alone(bed.verdict, found, facts.of_testbed(bed))
+
+
+@contextmanager
+def _image() -> Iterator[Path]:
+    """A disk's, in memory and by no name: whatever ends this process, and QEMU, leaves nothing behind."""
+    image = os.memfd_create("idc-bench-block", os.MFD_CLOEXEC)
+    try:
+        os.posix_fallocate(image, 0, SIZE)
+        yield Path(f"/proc/{os.getpid()}/fd/{image}")
+    finally:
+        os.close(image)
 
 
 def _prepare(bed: Testbed, front: Vm, back: Vm, address: str) -> list[_Way]:
-    for vm, name in ((back, "ours"), (back, "tcp"), (front, "local")):
+    for vm, name in ((back, "ours"), (back, "polled"), (back, "tcp"), (front, "local")):
         vm.succeed(f"dd if=/dev/zero of=/dev/shm/{name} bs=1M count={SIZE // MIB} status=none", timeout=120)
-    bed.devices.attach("block", "front", "back", {"image": "/dev/shm/ours"}, wait=240)
+    for image, poll in (("ours", 0), ("polled", POLL)):
+        bed.devices.attach("block", "front", "back", {"image": f"/dev/shm/{image}", "poll": poll}, wait=240)
     for vm, image, option in ((back, "tcp", ""), (front, "local", f"unixsock = {SOCKET}")):
         text = _SERVER.format(image=image, option=option)
         vm.succeed(f"cat > /run/nbd.conf <<'EOF'\n{text}EOF\nnbd-server -C /run/nbd.conf", timeout=60)
-    ways = [_Way("ivshmem", "/dev/nbd0"), _Way("virtio-blk", "/dev/vdb"), _Way("nbd-local", LOCAL)]
+    ways = [_Way("ivshmem", "/dev/nbd0"), _Way("ivshmem", "/dev/nbd1", f"poll={POLL}", "poll"),
+            _Way("virtio-blk", "/dev/vdb"), _Way("nbd-local", LOCAL)]
     clients = {device: f"{address} {device} -N disk -C {count}" for device, count in CONNECTIONS.items()}
     front.wait_until_succeeds(f"test -S {SOCKET}")
     for device, arguments in (clients | {LOCAL: f"-unix {SOCKET} {LOCAL} -N disk"}).items():
@@ -128,12 +148,12 @@ def parse_fio(output: str, direction: str, *, operations: bool) -> tuple[float, 
 
 def _rows(ways: list[_Way], op: str, size: int, depth: int, note: str) -> list[Found]:
     key, found = (op, depth), []
-    for path in dict.fromkeys(way.path for way in ways):
-        same = [way for way in ways if way.path == path]
+    for path, mode in dict.fromkeys((way.path, way.mode) for way in ways if key in way.figures):
+        same = [way for way in ways if (way.path, way.mode) == (path, mode)]
         best = max(same, key=lambda way: statistics.median(way.figures[key]))
         variants = {way.variant: statistics.median(way.figures[key]) for way in same if way.variant}
         found.append(Found(Row(
-            "block", path, "vm-vm", None, "fio", size, "iops" if size == 4096 else "MB/s", len(best.figures[key]),
+            "block", path, "vm-vm", mode, "fio", size, "iops" if size == 4096 else "MB/s", len(best.figures[key]),
             value=statistics.median(best.figures[key]), rounds=tuple(best.figures[key]), op=op, depth=depth,
             cpu_s=statistics.median(best.costs[key]), variant=best.variant, variants=variants,
             note=note if path == "nbd-tcp" else ""), None))  # fmt: skip

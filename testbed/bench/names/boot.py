@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from testbed.bed import Testbed
 from testbed.bench.groups import Found
-from testbed.bench.names import Bench
+from testbed.bench.names import Alone, Bench
 from testbed.bench.rows import Row
 from testbed.clone import Clone
 from testbed.template_build import cpu_seconds, obtain
@@ -23,7 +23,6 @@ from testbed.vm import Vm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from testbed.accel import Verdict
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
 
@@ -55,11 +54,11 @@ def memory_of(pid: int) -> Memory:
     return Memory(sizes["Private_Dirty"] * 1024 / 1e6, sizes["Pss"] * 1024 / 1e6)
 
 
-def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
+def measure(setting: Setting, pace: Pace) -> Alone:
     """Boot some VMs and clone more, one after the other, each to its agent's first answer as itself.
 
     Returns:
-        The accelerator of those VMs, and what was found.
+        See `Alone`; facts of VMs that are gone there are none.
     """
     samples, cold = (5, 1) if pace.quick else (20, 3)
     say = setting.steps.say
@@ -84,13 +83,13 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
                     private.append(memory.private)
                     proportional.append(memory.proportional)
     what = f"idle clone of {MEMORY_MIB} MiB"
-    return bed.verdict, [
+    return Alone(bed.verdict, [
         _found("cold-boot", "s", boots, "QEMU's start to the agent's first answer"),
         _found("clone", "s", clones, "the same, as itself: name, clock, randomness"),
         _found("clone-memory", "MB", private, f"{what}: pages of its own, 10^6 bytes"),
         _found("clone-memory-pss", "MB", proportional, f"{what}: with its share of shared pages, 10^6 bytes"),
         _found("clone-idle", "%", idle, f"{what}: of one processor, over {IDLE_SECONDS:g} s"),
-    ]
+    ])
 
 
 def _found(name: str, unit: str, samples: list[float], note: str) -> Found:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.bed import Testbed
+from testbed.bench import facts
 from testbed.bench.groups import Found
-from testbed.bench.names import Bench
+from testbed.bench.names import Alone, Bench
 from testbed.bench.names.boot import percentile
 from testbed.bench.rows import Row
 
 if TYPE_CHECKING:
-    from testbed.accel import Verdict
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
 
@@ -41,7 +41,7 @@ class LoopDevice(DeviceClass):
 """
 
 
-def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
+def measure(setting: Setting, pace: Pace) -> Alone:
     """Attach and detach a device, one at a time, with the link plugged before and without."""
     samples = {"shared": 5, "hotplug": 2} if pace.quick else {"shared": 50, "hotplug": 10}
     say = setting.steps.say
@@ -61,7 +61,7 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
                 for mode, count in samples.items():
                     say(f"{count} devices, {mode}")
                     found.append(_found(mode, _connect(bed, count, shared=mode == "shared")))
-                return bed.verdict, found
+                return Alone(bed.verdict, found, facts.of_testbed(bed))
         finally:
             sys.path.remove(site)
 

@@ -1,12 +1,16 @@
 """The device class `net` beside virtio-net on TAP, between the same two VMs in turn: iperf3 and ping, IPv4 and IPv6.
 
 The peer is the strongest that QEMU offers between VMs of one host: a TAP for each on one bridge, vnet headers,
-segmentation offload, the largest MTU; the device has the same MTU. Both have one queue.
+segmentation offload, the largest MTU; the device has the same MTU. Both have one queue. The device is measured twice:
+as it is by default, and told to poll (modes that end in "-poll"), by a device of its own that is asleep while others
+are measured. virtio-net has no such thing, but part of what polling gains is that the VM's CPU does not halt; so its
+pings are measured with that, too: a loop of SCHED_IDLE in both VMs.
 Depends on `testbed.devices` and below.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -14,17 +18,19 @@ from typing import TYPE_CHECKING, Final
 
 from testbed import network as networks
 from testbed.bed import Testbed
+from testbed.bench import facts
 from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Found
 from testbed.bench.histogram import Histogram
-from testbed.bench.names import Bench
-from testbed.bench.peers import IPERF_PORT, parse_iperf
+from testbed.bench.names import Alone, Bench
+from testbed.bench.peers import IPERF_INTERVAL, IPERF_PORT, parse_iperf_intervals
 from testbed.bench.places import VM_MIB, places_for_each
 from testbed.bench.rows import Row
 from testbed.template_build import cpu_seconds
 
 if TYPE_CHECKING:
-    from testbed.accel import Verdict
+    from collections.abc import Iterator
+
     from testbed.bench.groups import Pace
     from testbed.bench.setting import Setting
     from testbed.vm import Vm
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
 WRITE, PING = 128 << 10, 64
 #: Addresses of front and back end.
 _DEVICE: Final = {4: ("10.79.0.1", "10.79.0.2"), 6: ("fd79::1", "fd79::2")}
+_POLLING: Final = {4: ("10.80.0.1", "10.80.0.2"), 6: ("fd80::1", "fd80::2")}
+#: Of the device that is told to poll, microseconds: two of ping's intervals.
+POLL: Final = 20_000
 _VIRTIO6: Final = ("fd78::1", "fd78::2")
 _TIME: Final = re.compile(r"time=([0-9.]+) ms")
 
@@ -45,12 +54,13 @@ class _Way:
     path: str
     mode: str
     address: str
+    awake: bool = False  # the VMs' CPUs, by a loop that gives way to all
     values: list[float] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
 
-def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
+def measure(setting: Setting, pace: Pace) -> Alone:
     """Both paths in turn, all that is compared in each round."""
     rounds, seconds, pings = (2, 1, 50) if pace.quick else (5, 3, 300)
     say = setting.steps.say
@@ -63,43 +73,69 @@ def measure(setting: Setting, pace: Pace) -> tuple[Verdict, list[Found]]:
         front, back = bed.vms["front"], bed.vms["back"]
         for vm, address in zip((front, back), _VIRTIO6, strict=True):
             vm.succeed(f"ip -6 addr add {address}/64 dev $(ip -o -4 addr show to 10.77.0.0/16 | cut -d' ' -f2) nodad")
-        options = {"mtu": networks.TAP_MTU} | {f"{role}_address": f"{_DEVICE[4][end]}/24,{_DEVICE[6][end]}/64"
-                                               for end, role in enumerate(("front", "back"))}
-        say("attaching the device")
-        bed.devices.attach("net", "front", "back", options, wait=120)
-        there = {("ivshmem", 4): _DEVICE[4][1], ("ivshmem", 6): _DEVICE[6][1], ("virtio-net", 6): _VIRTIO6[1],
-                 ("virtio-net", 4): network.members[1].address}
-        ways = [_Way("net", path, f"ipv{version}{turned}", address) for version in (4, 6) for turned in ("", "-reverse")
-                for (path, of), address in there.items() if of == version]
-        ways += [_Way("ping", path, f"ipv{version}", address) for version in (4, 6)
-                 for (path, of), address in there.items() if of == version]
+        for poll, addresses in ((0, _DEVICE), (POLL, _POLLING)):
+            say("attaching the device" + f", polling for {poll / 1e3:g} ms" * bool(poll))
+            ends = {f"{role}_address": f"{addresses[4][end]}/24,{addresses[6][end]}/64"
+                    for end, role in enumerate(("front", "back"))}
+            bed.devices.attach("net", "front", "back", {"mtu": networks.TAP_MTU, "poll": poll, **ends}, wait=120)
+        ways = _ways(network.members[1].address)
         for _ in range(rounds):
             for way in ways:
                 say(f"{way.name} {way.mode} {way.path}")
                 (_iperf if way.name == "net" else _ping)(way, front, back, seconds if way.name == "net" else pings)
-        return bed.verdict, [_found(way) for way in ways]
+        return Alone(bed.verdict, [_found(way) for way in ways], facts.of_testbed(bed))
+
+
+def _ways(virtio: str) -> list[_Way]:
+    """In the order that they take turns in; `virtio` is the far VM's address of virtio-net."""
+    there = {4: virtio, 6: _VIRTIO6[1]}
+    ways = [way for version in (4, 6) for turned in ("", "-reverse")
+            for mode in (f"ipv{version}{turned}",)
+            for way in (_Way("net", "ivshmem", mode, _DEVICE[version][1]),
+                        _Way("net", "virtio-net", mode, there[version]),
+                        _Way("net", "ivshmem", f"{mode}-poll", _POLLING[version][1]))]
+    return ways + [way for version in (4, 6) for mode in (f"ipv{version}",)
+                   for way in (_Way("ping", "ivshmem", mode, _DEVICE[version][1]),
+                               _Way("ping", "virtio-net", mode, there[version]),
+                               _Way("ping", "ivshmem", f"{mode}-poll", _POLLING[version][1]),
+                               _Way("ping", "virtio-net", f"{mode}-poll", there[version], awake=True))]
+
+
+@contextlib.contextmanager
+def kept_awake(*vms: Vm) -> Iterator[None]:
+    """Keep the VMs' CPUs from halting, with a loop that gives way to whatever else wants to run (sched(7))."""
+    with contextlib.ExitStack() as stack:
+        for vm in vms:
+            loop = vm.spawn(["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"])
+            stack.callback(loop.wait, 30)
+            stack.callback(loop.kill)
+        yield
 
 
 def _iperf(way: _Way, front: Vm, back: Vm, seconds: int) -> None:
-    server = back.spawn(["iperf3", "--server", "--one-off", "--port", str(IPERF_PORT)])
+    said = ["--json", "--interval", str(IPERF_INTERVAL)]
+    server = back.spawn(["iperf3", "--server", "--one-off", "--port", str(IPERF_PORT), *said])
     try:
         back.wait_until_succeeds(f"ss -Hltn sport = {IPERF_PORT} | grep -q .", every=0.05)
         before = cpu_seconds(front.pid) + cpu_seconds(back.pid)
         options = ["--reverse"] if way.mode.endswith("-reverse") else []
-        text = front.succeed(["iperf3", "--client", way.address, "--port", str(IPERF_PORT), "--json", "--time",
+        text = front.succeed(["iperf3", "--client", way.address, "--port", str(IPERF_PORT), *said, "--time",
                               str(seconds), *options], timeout=60 + seconds)
         used = cpu_seconds(front.pid) + cpu_seconds(back.pid) - before
+        if not options:
+            text = server.wait(30).out  # whoever receives has counted
     finally:
         server.kill()
         server.wait(30)
-    rate = parse_iperf(text)
-    way.values.append(rate * 8 / 1e6)
-    way.cpu.append(used / (rate * seconds / 1e9))
+    received = parse_iperf_intervals(text)
+    way.values.append(received.rate * 8 / 1e6)
+    way.cpu.append(used / (received.total / 1e9))
 
 
 def _ping(way: _Way, front: Vm, back: Vm, count: int) -> None:
     before = cpu_seconds(front.pid) + cpu_seconds(back.pid)
-    text = front.succeed(["busybox", "ping", "-c", str(count), "-i", "0.01", way.address], timeout=60 + count)
+    with kept_awake(*(front, back) if way.awake else ()):
+        text = front.succeed(["busybox", "ping", "-c", str(count), "-i", "0.01", way.address], timeout=60 + count)
     way.cpu.append((cpu_seconds(front.pid) + cpu_seconds(back.pid) - before) / (count / 1e3))
     way.samples.append(parse_ping(text))
 
@@ -115,6 +151,8 @@ def parse_ping(text: str) -> list[int]:
 def _found(way: _Way) -> Found:
     cpu = statistics.fmean(way.cpu)
     note = "one queue, MTU 65521" + ("" if way.path == "ivshmem" else "; TAP, bridge, vnet headers, offloads")
+    if way.mode.endswith("-poll"):
+        note += "; a SCHED_IDLE loop in both VMs" if way.awake else f"; poll={POLL}"
     if way.name == "net":
         return Found(Row("net", way.path, "vm-vm", way.mode, "core", WRITE, "Mbit/s", len(way.values),
                          value=statistics.median(way.values), rounds=tuple(way.values), cpu_s=cpu, note=note), None)
