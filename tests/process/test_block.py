@@ -93,10 +93,10 @@ def stopped(process: int) -> Iterator[None]:
         os.kill(process, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("connections", [1, 3])
-def test_what_is_written_is_read_and_lies_in_the_image(connections: int) -> None:
+@pytest.mark.parametrize(("connections", "poll"), [(1, 0), (3, 0), (1, 3000)])
+def test_what_is_written_is_read_and_lies_in_the_image(connections: int, poll: int) -> None:
     with rig() as r:
-        r.attach(connections=connections)
+        r.attach(connections=connections, poll=poll)
         assert len(r.nbd.connections) == connections
         assert r.nbd.disk["size"] == SIZE
         assert (r.nbd.disk["timeout"] == 0) is (connections == 1)

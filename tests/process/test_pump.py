@@ -1,11 +1,14 @@
-"""A queue between two processes: killed and started again under traffic; and a liar, under AddressSanitizer."""
+"""A queue between two processes: killed and started again under traffic; told to poll; and a liar, under
+AddressSanitizer."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,10 @@ from region_support import PAIR, running
 from host.region import Region, RegionSpec
 from idc.device.classes import queue_channel
 from idc.layout import ChannelSpec, Kind
+from idc.pump import Queue, places
+from idc.pump.tap import DEPTH, QUOTAS, VNET_BYTES, Tap
+from idc.transport.address import open_port
+from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,6 +85,92 @@ def test_the_sender_killed_and_started_again(region: Region) -> None:
             sender.wait(LIMIT)
             with side(region, "send", "front"):  # all of whose numbers, whatever it drops, come after higher ones
                 assert receiver.wait(LIMIT) == 1
+
+
+class Polling:
+    """Both ends of a queue in this process, told to poll; pairs of sockets stand for their interfaces."""
+
+    def __init__(self, region: Region, poll: float) -> None:
+        self.queues, self.outside, self.inside = [], [], []
+        for member in PAIR:
+            port = open_port(f"member:{region.socket(member)}/{CHANNEL.name}")
+            assert isinstance(port, SharedPort)
+            inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            inside.setblocking(False)
+            outside.settimeout(LIMIT)
+            self.inside.append(inside)
+            self.outside.append(outside)
+            queue = Queue(member, Tap(inside.fileno(), places(port.region, 1)[0]), depth=DEPTH, accepts=QUOTAS,
+                          told=lambda: None, poll=poll)
+            queue.start(port)
+            self.queues.append(queue)
+        deadline = time.monotonic() + LIMIT
+        while not all(queue.connected for queue in self.queues):
+            assert time.monotonic() < deadline, "the two ends do not meet"
+            time.sleep(0.01)
+
+    def send(self) -> None:
+        """A packet, all the way."""
+        packet = bytes(VNET_BYTES) + os.urandom(60)
+        self.outside[0].send(packet)
+        assert self.outside[1].recv(1 << 17) == packet
+
+    def close(self) -> None:
+        for queue in self.queues:
+            queue.stop()
+            assert queue.error is None
+        for end in (*self.inside, *self.outside):
+            end.close()
+
+
+def test_a_queue_polls_for_as_long_as_it_was_told_and_then_sleeps(region: Region) -> None:
+    poll, undisturbed = 0.1, 0
+    with contextlib.closing(Polling(region, poll)) as pair:
+        receiver = pair.queues[1]
+        for _ in range(40):
+            before = receiver.counters
+            time.sleep(0.3)  # longer than it goes on sleeping after somebody wanted the CPU
+            began = time.monotonic()
+            pair.send()  # so that it is awake, and its wait begins after `began`
+            sleeps = receiver.counters.sleeps
+            while receiver.counters.sleeps == sleeps:
+                assert time.monotonic() - began < LIMIT, "it does not sleep"
+                time.sleep(0.001)
+            slept_after = time.monotonic() - began
+            if receiver.counters.yielded == before.yielded:  # else others of this machine wanted the CPU
+                assert slept_after >= poll
+                undisturbed += 1
+            if undisturbed == 2:
+                break
+        assert undisturbed, f"others wanted the CPU each time: {receiver.counters}"
+        assert receiver.counters.late == 0
+
+
+def test_polling_gives_the_cpu_to_a_thread_that_wants_it(region: Region) -> None:
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})  # of the queues' threads and of the other process, too
+    try:
+        with contextlib.closing(Polling(region, 0.5)) as pair, \
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            try:
+                time.sleep(0.5)  # it has started
+                own, theirs = time.process_time(), cpu_ns(other.pid)
+                for _ in range(200):
+                    pair.send()
+                    time.sleep(0.01)
+                own, theirs = time.process_time() - own, cpu_ns(other.pid) - theirs
+            finally:
+                other.kill()
+            counters = pair.queues[1].counters
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert counters.yielded > 0
+    assert own <= theirs / 1e9 / 4, f"two queues took {own:.2f} s of a CPU, who wanted it had {theirs / 1e9:.2f}"
+
+
+def cpu_ns(pid: int) -> int:
+    """That it has run, ns."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 def lies(core: Mapping[str, str], seed: int, rounds: int) -> str:

@@ -81,7 +81,7 @@ def churn(bed: Testbed, seconds: int, kill_every: float) -> int:
     """A file under fsx on one device and fio on another, while the back end is killed; how often it was."""
     front, back, kills, over = bed.vms["front"], bed.vms["back"], 0, threading.Event()
     with device(bed, "48M", timeout=600.0) as node, \
-            device(bed, "16M", "1", connections=2, timeout=600.0) as second:
+            device(bed, "16M", "1", connections=2, timeout=600.0, poll=3000) as second:
         front.succeed(f"mkfs.ext4 -q {node} && mount -o discard {node} /mnt", timeout=WAIT)
         assert front.execute("cat > /run/fsx.py", stdin=FSX).exit_code == 0
         fsx = front.spawn(["python3", "/run/fsx.py", "/mnt/file", str(seconds), str(seconds)])

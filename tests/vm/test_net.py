@@ -173,9 +173,9 @@ def test_the_carrier_is_down_while_the_back_end_is_away(bed: Testbed, device: Se
 
 def test_two_devices_at_once_one_of_them_with_two_queues(bed: Testbed, device: Seen) -> None:
     front, back = bed.vms["front"], bed.vms["back"]
-    second = bed.devices.attach("net", "front", "back", {"queues": 2, "front_address": "10.82.0.1/24", "front_name":
-                                "second", "back_address": "10.82.0.2/24", "back_mac": "02:00:00:00:00:99"},
-                                number="1", wait=120)
+    second = bed.devices.attach("net", "front", "back", {"queues": 2, "poll": 3000, "front_address": "10.82.0.1/24",
+                                "front_name": "second", "back_address": "10.82.0.2/24", "back_mac":
+                                "02:00:00:00:00:99"}, number="1", wait=120)
     try:
         assert "02:00:00:00:00:99" in back.succeed("cat /sys/class/net/vif1.front/address")
         servers = [server(back, ["iperf3", "--server", "--one-off", "--port", str(port)], port)
@@ -187,6 +187,7 @@ def test_two_devices_at_once_one_of_them_with_two_queues(bed: Testbed, device: S
             assert result.exit_code == 0, result.err
         for interface in (FRONT, "second"):
             assert counters(front, interface)["sent_gso"] > 0
+        assert counters(front, "second")["spins_won"] > 0
         assert len(json.loads(front.succeed("cat /run/idc/net-second.json"))["queues"]) == 2
     finally:
         bed.devices.detach(second.name, wait=60)
