@@ -233,7 +233,6 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
 {
     struct idc_ring *rx = p->engine->rx;
     uint64_t allowed = patience(rx, spin_ns);
-    allowed = allowed > 0 && rx->bell.reg != NULL ? SPIN_MOST_NS : allowed;
     bool begins = p->since == 0;
     if (begins)
         p->since = idc_now_ns();
@@ -251,7 +250,7 @@ static int rest(struct idc_pump *p, int64_t spin_ns, uint64_t ns)
     if (rc == 0) {
         rc = nap(p, ns);
         if (rc > 0 && p->since != UINT64_MAX)
-            p->score = learned(p->score, idc_now_ns() - p->since <= (rx->bell.reg != NULL ? 2 * allowed : would_do(allowed)));
+            p->score = learned(p->score, idc_now_ns() - p->since <= would_do(allowed));
     }
     if (rc > 0)
         p->since = 0;

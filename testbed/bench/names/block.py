@@ -103,8 +103,9 @@ def _image() -> Iterator[Path]:
 def _prepare(bed: Testbed, front: Vm, back: Vm, address: str) -> list[_Way]:
     for vm, name in ((back, "ours"), (back, "polled"), (back, "tcp"), (front, "local")):
         vm.succeed(f"dd if=/dev/zero of=/dev/shm/{name} bs=1M count={SIZE // MIB} status=none", timeout=120)
-    for image, poll in (("ours", 0), ("polled", POLL)):
-        bed.devices.attach("block", "front", "back", {"image": f"/dev/shm/{image}", "poll": poll}, wait=240)
+    for number, (image, poll) in enumerate((("ours", 0), ("polled", POLL))):
+        bed.devices.attach("block", "front", "back", {"image": f"/dev/shm/{image}", "poll": poll}, number=str(number),
+                           wait=240)
     for vm, image, option in ((back, "tcp", ""), (front, "local", f"unixsock = {SOCKET}")):
         text = _SERVER.format(image=image, option=option)
         vm.succeed(f"cat > /run/nbd.conf <<'EOF'\n{text}EOF\nnbd-server -C /run/nbd.conf", timeout=60)

@@ -73,11 +73,12 @@ def measure(setting: Setting, pace: Pace) -> Alone:
         front, back = bed.vms["front"], bed.vms["back"]
         for vm, address in zip((front, back), _VIRTIO6, strict=True):
             vm.succeed(f"ip -6 addr add {address}/64 dev $(ip -o -4 addr show to 10.77.0.0/16 | cut -d' ' -f2) nodad")
-        for poll, addresses in ((0, _DEVICE), (POLL, _POLLING)):
+        for number, (poll, addresses) in enumerate(((0, _DEVICE), (POLL, _POLLING))):
             say("attaching the device" + f", polling for {poll / 1e3:g} ms" * bool(poll))
             ends = {f"{role}_address": f"{addresses[4][end]}/24,{addresses[6][end]}/64"
                     for end, role in enumerate(("front", "back"))}
-            bed.devices.attach("net", "front", "back", {"mtu": networks.TAP_MTU, "poll": poll, **ends}, wait=120)
+            bed.devices.attach("net", "front", "back", {"mtu": networks.TAP_MTU, "poll": poll, **ends},
+                               number=str(number), wait=120)
         ways = _ways(network.members[1].address)
         for _ in range(rounds):
             for way in ways:
