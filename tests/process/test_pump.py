@@ -88,11 +88,11 @@ def test_the_sender_killed_and_started_again(region: Region) -> None:
 
 
 class Polling:
-    """Both ends of a queue in this process, told to poll; pairs of sockets stand for their interfaces."""
+    """Both ends of a queue in this process, told to poll, seconds; pairs of sockets stand for their interfaces."""
 
-    def __init__(self, region: Region, poll: float) -> None:
+    def __init__(self, region: Region, *polls: float) -> None:
         self.queues, self.outside, self.inside = [], [], []
-        for member in PAIR:
+        for member, poll in zip(PAIR, polls, strict=True):
             port = open_port(f"member:{region.socket(member)}/{CHANNEL.name}")
             assert isinstance(port, SharedPort)
             inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,7 +125,9 @@ class Polling:
 
 def test_a_queue_polls_for_as_long_as_it_was_told_and_then_sleeps(region: Region) -> None:
     poll, undisturbed = 0.1, 0
-    with contextlib.closing(Polling(region, poll)) as pair:
+    with contextlib.ExitStack() as stack:
+        with before_others():
+            pair = stack.enter_context(contextlib.closing(Polling(region, 0.0, poll)))
         receiver = pair.queues[1]
         for _ in range(40):
             before = receiver.counters
@@ -140,7 +142,7 @@ def test_a_queue_polls_for_as_long_as_it_was_told_and_then_sleeps(region: Region
             if receiver.counters.yielded == before.yielded:  # else others of this machine wanted the CPU
                 assert slept_after >= poll
                 undisturbed += 1
-            if undisturbed == 2:
+            if undisturbed == 3:
                 break
         assert undisturbed, f"others wanted the CPU each time: {receiver.counters}"
         assert receiver.counters.late == 0
@@ -150,7 +152,7 @@ def test_polling_gives_the_cpu_to_a_thread_that_wants_it(region: Region) -> None
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})  # of the queues' threads and of the other process, too
     try:
-        with contextlib.closing(Polling(region, 0.5)) as pair, \
+        with contextlib.closing(Polling(region, 0.5, 0.5)) as pair, \
                 subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
             try:
                 time.sleep(0.5)  # it has started
@@ -166,6 +168,17 @@ def test_polling_gives_the_cpu_to_a_thread_that_wants_it(region: Region) -> None
         os.sched_setaffinity(0, mine)
     assert counters.yielded > 0
     assert own <= theirs / 1e9 / 4, f"two queues took {own:.2f} s of a CPU, who wanted it had {theirs / 1e9:.2f}"
+
+
+@contextlib.contextmanager
+def before_others() -> Iterator[None]:
+    """Threads that are started meanwhile have the CPU before all others, if this user may have that."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def cpu_ns(pid: int) -> int:
