@@ -480,6 +480,8 @@ class Endpoint:
         if trace is not None and not elsewhere and self._session is not None:
             self._session.trace, self._flushed = trace.note, trace.flushed
             self._session.send = self._post  # `notify` tells of it
+            self._hold()  # it notes what the core would not
+            self._resources.requests.unquicken()
 
     def _post(self, frame: bytes, body: bytes = b"") -> None:
         carrier = self._carrier
@@ -580,8 +582,8 @@ class Endpoint:
     def _quicken(self) -> None:
         """Leave to the core what is usual, if nothing else is due or under way."""
         session, line, slots = self._session, self._core, self._resources.requests
-        if (session is None or line is None or self._dirty or self._inbox or self._broken is not None
-                or self.state is not _CONNECTED or line.holds):
+        if (session is None or line is None or session.trace is not None or self._dirty or self._inbox
+                or self._broken is not None or self.state is not _CONNECTED or line.holds):
             return
         if not session.held and session.accepts.requests:
             self._line = line

@@ -8,6 +8,7 @@
  * idc_msg_recv made, never in the slot, where the peer could change it between the two. May depend on inner.h. */
 #include "inner.h"
 #include "transact.h"
+#include "wire.h"
 
 #include <stddef.h>
 
@@ -476,6 +477,62 @@ int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, ui
     return IDC_OTHER;
 }
 
+/* -- the same by a wire: short frames, that meet no other */
+
+static bool quiet(const struct idc_wire *w)
+{
+    return w->unsent == 0 && w->ended == IDC_OK && w->error == 0 && !idc_wire_coming(w);
+}
+
+/* Waits for one short frame and copies it. Its length; IDC_AGAIN: what comes is long, and for who has the wire; or another negative
+ * result. */
+static int64_t wire_receive(struct idc_wire *w, void *into, int64_t timeout_ns)
+{
+    uint32_t len;
+    int64_t got = idc_wire_take(w, &len, 1, timeout_ns);
+    if (got != 1 || w->apart)
+        return got < 0 ? got : IDC_AGAIN;
+    memcpy(into, w->in + w->first, len);
+    return len;
+}
+
+static int64_t wire_call(struct idc_line *l, struct header head, const void *body, uint64_t len)
+{
+    l->posted = 0;
+    if (sizeof head + len >= IDC_WIRE_LONG || !quiet(l->wire))
+        return IDC_DUE;
+    int64_t rc = idc_wire_send(l->wire, &head, sizeof head, body, len);
+    if (rc != IDC_OK)
+        return IDC_DUE; /* nothing was sent; who tries again finds out why */
+    l->posted = 1;
+    rc = wire_receive(l->wire, l->buf, l->patience_ns);
+    if (rc < 0)
+        return rc;
+    head.kind = REPLY;
+    if ((uint64_t)rc >= sizeof head && memcmp(l->buf, &head, sizeof head) == 0) {
+        l->posted = 0;
+        return rc - (int64_t)sizeof head;
+    }
+    l->len = (uint32_t)rc;
+    return IDC_OTHER;
+}
+
+/* One at a time is taken here; of several the answers go together, so those are left where they are. */
+static int64_t wire_take(struct idc_line *l, int64_t timeout_ns)
+{
+    if (!quiet(l->wire))
+        return IDC_BUSY;
+    int64_t rc = wire_receive(l->wire, l->many, timeout_ns);
+    if (rc < 0)
+        return rc == IDC_AGAIN && idc_wire_coming(l->wire) ? IDC_BUSY : rc;
+    if (idc_wire_coming(l->wire)) {
+        l->wire->begin = l->wire->first - IDC_WIRE_LENGTH;
+        return IDC_BUSY;
+    }
+    l->lens[0] = (uint32_t)rc;
+    return 1;
+}
+
 /* One of so many uses of the slot is timed, as in idc/endpoint/session.py. */
 enum { CALL_TIMED_EVERY = 8 };
 
@@ -485,7 +542,8 @@ int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t l
         return IDC_BUSY;
     struct header head = {.kind = REQUEST, .tag = l->tag + 0x10000};
     l->begun = l->trips != NULL && (head.tag >> 16) % CALL_TIMED_EVERY == 0 ? idc_now_ns() : 0;
-    int64_t rc = idc_line_call(l, &head, parameters, len, l->patience_ns);
+    int64_t rc = l->wire != NULL ? wire_call(l, head, parameters, len)
+                                 : idc_line_call(l, &head, parameters, len, l->patience_ns);
     if (rc < 0 && !l->posted)
         return rc;
     l->tag = head.tag;
@@ -508,7 +566,9 @@ int64_t idc_line_request(struct idc_line *l, double seconds)
     if (l->holds)
         return IDC_BUSY;
     int64_t timeout_ns = seconds > 0 ? (int64_t)((seconds < LONGEST ? seconds : LONGEST) * 1e9) : 0;
-    int64_t got = idc_line_take(l, l->many, l->many_cap, l->lens, l->most, l->spin_ns, timeout_ns);
+    int64_t got = l->wire != NULL
+                      ? wire_take(l, timeout_ns)
+                      : idc_line_take(l, l->many, l->many_cap, l->lens, l->most, l->spin_ns, timeout_ns);
     if (got <= 0)
         return got < 0 ? got : IDC_AGAIN;
     if (got == 1 && l->lens[0] >= sizeof head && l->lens[0] - sizeof head <= l->parameter_bytes) {
@@ -529,6 +589,12 @@ int64_t idc_line_answer(struct idc_line *l, const void *status, uint64_t len, ui
     struct idc_log *log = log_of(l);
     if (!l->holds || len > l->peer_status_bytes || error == HANDLER_FAILED)
         return IDC_BUSY;
+    if (l->wire != NULL) {
+        if (sizeof head + len >= IDC_WIRE_LONG || idc_wire_send(l->wire, &head, sizeof head, status, len) != IDC_OK)
+            return IDC_BUSY;
+        l->holds = 0;
+        return IDC_OK;
+    }
     if (!room_for(log, 2)) /* and for the doorbell */
         return IDC_DUE;
     uint64_t when = log != NULL ? idc_now_ns() : 0;

@@ -96,6 +96,8 @@ enum { IDC_BUSY = -66 };
 /* idc_line_transact: added to another result, if the request went. */
 enum { IDC_WENT = -128 };
 
+struct idc_wire;
+
 /* One side of one connection, whose frames Python makes and judges. */
 struct idc_line {
     struct idc_ring *tx, *rx;
@@ -119,6 +121,9 @@ struct idc_line {
     uint32_t request;        /* tag of what idc_line_request found */
     uint32_t got;            /* frames in `many`, where it found something else */
     int32_t holds;           /* whether that request is not answered; its user's to clear */
+    /* NULL, or what frames go by in place of rings. Only those three functions may be called then, buf and many are of IDC_WIRE_LONG
+     * bytes, and nothing is traced. What does not go into so short a frame, or finds others under way, is left to who has the wire. */
+    struct idc_wire *wire;
 };
 
 /* As idc_msg_post_one. IDC_DUE: nothing was posted. */

@@ -24,6 +24,7 @@ from idc.transport.base import NO_MASKING, SILENT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from idc._core import Pointer
     from idc.errors import DisconnectedError
     from idc.trace.hook import EndpointTrace
     from idc.transport.base import Frame
@@ -101,7 +102,6 @@ class TcpCarrier:
     trips = None
     rings = SILENT
     flushes = True
-    line = None
 
     def __init__(self, connection: socket.socket, poller: select.epoll) -> None:
         connection.setblocking(True)  # a read waits in the kernel; what must not wait says so in each call
@@ -124,6 +124,10 @@ class TcpCarrier:
         # gets it again page by page: a third of the time of a frame of 64 KiB in an emulated guest.
         bytearray(LEARNED)
         self._writing = False
+        self._line_room = ffi.new("uint8_t[]", LONG), ffi.new("uint8_t[]", LONG), ffi.new("uint32_t[]", 1)
+        buf, many, lens = self._line_room
+        self.line: Pointer | None = ffi.new("struct idc_line *", {"wire": self.wire, "buf": buf, "many": many,
+                                                                  "lens": lens})
         poller.register(connection, select.EPOLLIN)
 
     def post(self, frame: bytes, body: bytes = b"") -> None:
@@ -287,6 +291,8 @@ class TcpCarrier:
 
     def arm(self) -> bool:
         """See there."""
+        if self.wire.unsent or self._writing or self.lends:
+            self.settle()
         return not _ready(self.wire)
 
     def close(self) -> None:
@@ -303,7 +309,7 @@ class TcpCarrier:
         wire = self.wire
         wire.fd, wire.ended = -1, _PEER  # whoever still has it must not meet another file by that number
         wire.begin = wire.end = 0  # nor what came and nobody has taken
-        lib.idc_wire_free(self.wire)
+        lib.idc_wire_free(wire)
         self.lends.clear()
 
     @property
