@@ -585,9 +585,10 @@ class Endpoint:
         if (session is None or line is None or session.trace is not None or self._dirty or self._inbox
                 or self._broken is not None or self.state is not _CONNECTED or line.holds):
             return
-        if not session.held and session.accepts.requests:
+        idle = slots.count == len(slots.free)  # else what comes next is an answer
+        if idle and not session.held and session.accepts.requests:
             self._line = line
-        if slots.line is None and slots.count and slots.count == len(slots.free) and session.peer.requests:
+        if idle and slots.line is None and slots.count and session.peer.requests:
             slots.quicken(line, self._status)
 
     def _handle(self, event: Incoming | IncomingAsk | list[tuple[Done | None, Completion]]) -> None:
