@@ -13,7 +13,7 @@ from rich.console import Console
 from testbed.bench.errors import BenchFailed
 from testbed.bench.groups import Group, Pace, measure
 from testbed.bench.names import load
-from testbed.bench.names.net import parse_ping
+from testbed.bench.names.net import parse_ping, ways
 from testbed.bench.peers import parse_sockperf_log
 from testbed.bench.rows import Result
 from testbed.bench.runner import chosen
@@ -132,6 +132,13 @@ def test_names_are_files() -> None:
     assert [bench.name for bench in chosen(["boot"])] == ["boot"]
     with pytest.raises(SpecError, match="no benchmark is called 'rt'"):
         chosen(["rt"])
+
+
+def test_the_far_vm_sends_in_reverse_also_where_the_device_polls() -> None:
+    turned = {(way.path, way.mode): way.reverse for way in ways("10.77.0.3") if way.name == "net"}
+    assert {mode for (_, mode), reverse in turned.items() if reverse} == {
+        f"ipv{version}-reverse{poll}" for version in (4, 6) for poll in ("", "-poll")}
+    assert len(turned) == 12
 
 
 def test_ping_is_each_answer_but_the_first() -> None:

@@ -59,6 +59,11 @@ class _Way:
     samples: list[list[int]] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
+    @property
+    def reverse(self) -> bool:
+        """Whether the far VM sends."""
+        return "reverse" in self.mode.split("-")
+
 
 def measure(setting: Setting, pace: Pace) -> Alone:
     """Both paths in turn, all that is compared in each round."""
@@ -79,23 +84,23 @@ def measure(setting: Setting, pace: Pace) -> Alone:
                     for end, role in enumerate(("front", "back"))}
             bed.devices.attach("net", "front", "back", {"mtu": networks.TAP_MTU, "poll": poll, **ends},
                                number=str(number), wait=120)
-        ways = _ways(network.members[1].address)
+        taken = ways(network.members[1].address)
         for _ in range(rounds):
-            for way in ways:
+            for way in taken:
                 say(f"{way.name} {way.mode} {way.path}")
                 (_iperf if way.name == "net" else _ping)(way, front, back, seconds if way.name == "net" else pings)
-        return Alone(bed.verdict, [_found(way) for way in ways], facts.of_testbed(bed))
+        return Alone(bed.verdict, [_found(way) for way in taken], facts.of_testbed(bed))
 
 
-def _ways(virtio: str) -> list[_Way]:
+def ways(virtio: str) -> list[_Way]:
     """In the order that they take turns in; `virtio` is the far VM's address of virtio-net."""
     there = {4: virtio, 6: _VIRTIO6[1]}
-    ways = [way for version in (4, 6) for turned in ("", "-reverse")
+    found = [way for version in (4, 6) for turned in ("", "-reverse")
             for mode in (f"ipv{version}{turned}",)
             for way in (_Way("net", "ivshmem", mode, _DEVICE[version][1]),
                         _Way("net", "virtio-net", mode, there[version]),
                         _Way("net", "ivshmem", f"{mode}-poll", _POLLING[version][1]))]
-    return ways + [way for version in (4, 6) for mode in (f"ipv{version}",)
+    return found + [way for version in (4, 6) for mode in (f"ipv{version}",)
                    for way in (_Way("ping", "ivshmem", mode, _DEVICE[version][1]),
                                _Way("ping", "virtio-net", mode, there[version]),
                                _Way("ping", "ivshmem", f"{mode}-poll", _POLLING[version][1]),
@@ -107,7 +112,8 @@ def kept_awake(*vms: Vm) -> Iterator[None]:
     """Keep the VMs' CPUs from halting, with a loop that gives way to whatever else wants to run (sched(7))."""
     with contextlib.ExitStack() as stack:
         for vm in vms:
-            loop = vm.spawn(["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"])
+            # sched(7): SCHED_IDLE ranks a thread within its session's group only, so the group is made the least one
+            loop = vm.spawn("echo 19 > /proc/self/autogroup; exec chrt --idle 0 sh -c 'while :; do :; done'")
             stack.callback(loop.wait, 30)
             stack.callback(loop.kill)
         yield
@@ -119,7 +125,7 @@ def _iperf(way: _Way, front: Vm, back: Vm, seconds: int) -> None:
     try:
         back.wait_until_succeeds(f"ss -Hltn sport = {IPERF_PORT} | grep -q .", every=0.05)
         before = cpu_seconds(front.pid) + cpu_seconds(back.pid)
-        options = ["--reverse"] if way.mode.endswith("-reverse") else []
+        options = ["--reverse"] if way.reverse else []
         text = front.succeed(["iperf3", "--client", way.address, "--port", str(IPERF_PORT), *said, "--time",
                               str(seconds), *options], timeout=60 + seconds)
         used = cpu_seconds(front.pid) + cpu_seconds(back.pid) - before
