@@ -21,6 +21,7 @@ from idc.block.lease import RUNTIME
 from idc.block.protocol import REQUEST, Op
 from idc.device.driver import BackDriver
 from idc.device.queued import poll_seconds
+from idc.device.tally import Tally
 from idc.pump import Queue, places
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class BlockBack(BackDriver):
         self._said = ""
         self._broken = 0
         self.image = Image(spec, f"{device} of {device.peer}", self.runtime)
+        self._tally = Tally(queues.tally_path(device), self._counters)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def open(self, address: str) -> None:
@@ -119,6 +121,7 @@ class BlockBack(BackDriver):
         """See `Driver`."""
         self._end()
         super().drop()
+        self._tally.remove()
         self.image.close()
         os.close(self._bell)
 
@@ -126,6 +129,9 @@ class BlockBack(BackDriver):
         while self._queues:
             self._queues.pop().stop()
         self.image.detach()
+
+    def _counters(self) -> dict[str, object]:
+        return {"image": self.image.counters, "queues": [queue.told_of() for queue in self._queues]}
 
     def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
         """See `Client`."""
@@ -146,6 +152,7 @@ class BlockBack(BackDriver):
         for queue in self._queues:
             if queue.error is not None:
                 raise queue.error
+        self._tally.look()
         now = time.monotonic()
         if now - self._looked >= LOOK:
             self._looked = now

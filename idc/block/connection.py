@@ -145,6 +145,12 @@ class Connection:
                 each.close()
             os.close(self._kick)
 
+    def counters(self) -> dict[str, object]:
+        """What it has moved, and how its queue slept."""
+        core = self._core
+        moved = {name: int(getattr(core, name)) for name in ("requests", "errors", "replayed", "bytes_in", "bytes_out")}
+        return {**moved, **self.queue.told_of()}
+
     def __str__(self) -> str:
         core = self._core
         return (f"{core.requests} requests, {core.errors} errors, {core.replayed} sent again, {core.bytes_in} bytes "

@@ -26,6 +26,7 @@ from idc.block.netlink import Disk, Flag, Kernel, NbdError
 from idc.block.protocol import Can, Geometry, Op, Request
 from idc.device.driver import FrontDriver
 from idc.device.queued import poll_seconds
+from idc.device.tally import Tally
 from idc.endpoint import Completion, Endpoint, Result
 from idc.errors import IdcError, ProtocolError
 from idc.layout import PAGE
@@ -66,6 +67,7 @@ class BlockFront(FrontDriver):
         self._next_try = 0.0
         self._lost_at: float | None = time.monotonic()
         self._trouble: Exception | None = None
+        self._tally = Tally(queues.tally_path(device), self._counters)
         self._kernel = self.kernel()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -106,6 +108,7 @@ class BlockFront(FrontDriver):
         """See `Driver`."""
         self._end()
         super().drop()
+        self._tally.remove()
         self._kernel.close()
         os.close(self._bell)
 
@@ -129,6 +132,9 @@ class BlockFront(FrontDriver):
         """See `Driver`."""
         failing = self._connections if self._failing else ()
         return (self._bell, *(c.fd for c in failing if c.fd >= 0 and c.socket_end == lib.IDC_NBD_STANDS))
+
+    def _counters(self) -> dict[str, object]:
+        return {"queues": [connection.counters() for connection in self._connections]}
 
     @property
     def _failing(self) -> bool:
@@ -172,6 +178,7 @@ class BlockFront(FrontDriver):
             for connection in self._connections:
                 busy |= connection.fail(errno.EIO)
         self._look_at_sockets(now)
+        self._tally.look()
         return busy
 
     def _all_connected(self) -> bool:

@@ -13,6 +13,9 @@ from idc.endpoint.frames import Quotas
 from idc.transport.address import open_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from idc.device.driver import Device
     from idc.transport.shared import SharedPort
 
 #: Most connections of a device.
@@ -39,3 +42,8 @@ def address(device: str, number: int) -> str:
 def port(address: str) -> SharedPort:
     """At an address of a region's channel. Raises as `open_port`."""
     return cast("SharedPort", open_port(address))
+
+
+def tally_path(device: Device) -> Path:
+    """Where the counters of this end are."""
+    return device.sockets / f"{device}.{device.role.value}.{device.peer}.json"

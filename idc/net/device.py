@@ -7,15 +7,13 @@ while the ends agree and all queues are connected. Depends on idc.device and idc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import ipaddress
-import json
 import os
 import re
 import struct
 import threading
-import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from idc.device.classes import DeviceClass, Queues
@@ -23,6 +21,7 @@ from idc.device.driver import BackDriver, FrontDriver
 from idc.device.options import Option
 from idc.device.queued import POLL, Queued
 from idc.device.states import Role
+from idc.device.tally import Tally
 from idc.domain import Service
 from idc.endpoint import Completion, Endpoint, Quotas, Result
 from idc.errors import MisuseError
@@ -32,7 +31,6 @@ from idc.pump.tap import BUFFER_BYTES, DEPTH, QUOTAS, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from idc.device.driver import Device
     from idc.device.options import Value
@@ -46,8 +44,6 @@ VERSION: Final = 1
 MOST_MTU: Final = 65521
 #: Least MTU of an interface with IPv6 (RFC 8200).
 _IPV6_MTU: Final = 1280
-#: Seconds between two looks at the counters.
-_COUNT_EVERY: Final = 0.5
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 _MAC: Final = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -60,11 +56,10 @@ class _NetDriver(Queued):
         self._settings = settings(device)
         self._agreed = False
         self._carrier = False
-        self._counted = b""
-        self._count_at = 0.0
         self._trouble: OSError | None = None
         self._ready = False
         self._taps: list[Tap] = []
+        self._tally = Tally(device.sockets / f"net-{name_of(device)}.json", self.counters)
         queues = device.options["queues"]
         assert isinstance(queues, int)
         try:
@@ -113,8 +108,7 @@ class _NetDriver(Queued):
     def work(self) -> bool:
         """See `Driver`."""
         busy = super().work()
-        if time.monotonic() >= self._count_at:
-            self._count()
+        self._tally.look()
         return busy
 
     def close(self) -> None:
@@ -127,8 +121,7 @@ class _NetDriver(Queued):
         self._plumber.join()
         super().drop()
         self.interface.close()
-        with contextlib.suppress(OSError):
-            self._counters_path.unlink()
+        self._tally.remove()
 
     def _part(self) -> None:
         """No carrier from now on."""
@@ -166,31 +159,12 @@ class _NetDriver(Queued):
 
     # -- counters
 
-    @property
-    def _counters_path(self) -> Path:
-        return self.device.sockets / f"net-{self.interface.name}.json"
-
-    def _count(self) -> None:
-        """Leave the counters where a person, or a program, finds them."""
-        self._count_at = time.monotonic() + _COUNT_EVERY
-        text = json.dumps(self.counters()).encode()
-        if text != self._counted:
-            self._counted = text
-            path = self._counters_path
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            staged = path.with_suffix(".new")
-            staged.write_bytes(text)
-            staged.replace(path)
-
     def counters(self) -> dict[str, object]:
         """Of each queue: what it has moved and dropped, and how it slept."""
         queues = []
         for queue, tap in zip(self.queues, self._taps, strict=False):
-            packets, pumped = tap.packets, queue.counters
-            queues.append({**{name: getattr(packets, name) for name in packets.__dataclass_fields__},
-                           "refused_with": os.strerror(tap.refused_with) if tap.refused_with else "",
-                           **{name: getattr(pumped, name) for name in pumped.__dataclass_fields__},
-                           "connections": queue.connections})
+            why = os.strerror(tap.refused_with) if tap.refused_with else ""
+            queues.append({**asdict(tap.packets), "refused_with": why, **queue.told_of()})
         return {"carrier": self._carrier, "queues": queues}
 
 

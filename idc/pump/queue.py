@@ -17,7 +17,7 @@ import contextlib
 import os
 import select
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from idc._core import ffi
@@ -154,6 +154,10 @@ class Queue(Client):
         count = self._pump.count_of
         values = {name: int(getattr(count, name)) for name in Counters.__dataclass_fields__ if name != "doorbells"}
         return Counters(**values, doorbells=self._doorbells)
+
+    def told_of(self) -> dict[str, object]:
+        """For who looks on: the counters, how often it was connected, how long it was told to poll, seconds."""
+        return {**asdict(self.counters), "connections": self.connections, "poll": self._pump.poll_ns / 1e9}
 
     # -- its thread
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 from contextlib import contextmanager
@@ -43,6 +44,17 @@ class Rig:
         self.name = seen.name
         if wait is not None:
             self.nbd.until(lambda: self.here.controller.see(seen.name).states == CONNECTED, wait)
+
+    def tally(self, role: str) -> Path:
+        """Where that end leaves its counters."""
+        peer = {"front": "back", "back": "front"}[role]
+        return self.here.domains[role].sockets / f"fakeblock-0.{role}.{peer}.json"
+
+    def counters(self, role: str) -> list[dict[str, Any]]:
+        """Of each queue, once there are any."""
+        self.nbd.until(lambda: self.tally(role).exists() and bool(json.loads(self.tally(role).read_text())["queues"]))
+        found: list[dict[str, Any]] = json.loads(self.tally(role).read_text())["queues"]
+        return found
 
     def why(self, role: str) -> str:
         assert self.name is not None
@@ -105,8 +117,13 @@ def test_what_is_written_is_read_and_lies_in_the_image(connections: int, poll: i
         disk.verify()
         assert not disk.errors
         assert r.image.read_bytes() == disk.content
+        for end, told in (("front", "requests"), ("back", "frames")):
+            assert [queue["poll"] for queue in r.counters(end)] == [poll / 1e6] * connections
+            while not all(queue[told] for queue in r.counters(end)):
+                r.nbd.pump(0.05)
         r.detach()
         assert r.nbd.log == ["identifier", "connect", "disconnect"]
+        assert not any(r.tally(end).exists() for end in ("front", "back"))
 
 
 def test_a_long_request_and_one_that_is_too_long() -> None:

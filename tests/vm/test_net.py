@@ -188,7 +188,9 @@ def test_two_devices_at_once_one_of_them_with_two_queues(bed: Testbed, device: S
         for interface in (FRONT, "second"):
             assert counters(front, interface)["sent_gso"] > 0
         assert counters(front, "second")["spins_won"] > 0
-        assert len(json.loads(front.succeed("cat /run/idc/net-second.json"))["queues"]) == 2
+        for vm, name in ((front, "second"), (back, "vif1.front")):
+            queues = json.loads(vm.succeed(f"cat /run/idc/net-{name}.json"))["queues"]
+            assert [queue["poll"] for queue in queues] == [0.003, 0.003]
     finally:
         bed.devices.detach(second.name, wait=60)
     assert "second" not in front.succeed("ls /sys/class/net").split()
