@@ -16,8 +16,9 @@
 
 enum { PAGE = 4096, REQUEST_MAGIC = 0x25609513, REPLY_MAGIC = 0x67446698, REPLY_BYTES = 16, REPLIES_AT_ONCE = 32,
        BUDGET = 64, HANDLER_FAILED = 0xFFFF };
-/* Of requests, from which on more are about to come; bytes that a Unix socket takes in one piece. */
-enum { DEEP = 4, PIECE = 32 << 10 };
+/* Of requests, from which on more are about to come; bytes that a Unix socket takes in one piece; and for which the only processor is
+ * held at a time. */
+enum { DEEP = 4, PIECE = 32 << 10, HELD_MOST = 1 << 20 };
 /* Of the kernel's <linux/nbd.h>: the wire's numbers. */
 enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_TRIM = 4, CMD_WRITE_ZEROES = 6, FLAG_FUA = 1 };
 
@@ -330,11 +331,26 @@ static uint64_t read_some(struct idc_nbd *n)
     return begin(n) ? sizeof n->header : 0;
 }
 
+/* So much has gone either way while the only processor was held: whoever waits for it has a moment. */
+static void breathe(struct idc_nbd *n, uint64_t moved)
+{
+    n->held += moved;
+    if (n->held < HELD_MOST)
+        return;
+    n->held = 0;
+    if (n->holding) {
+        idc_pump_let_go(n->pump);
+        idc_pump_hold(n->pump);
+    }
+}
+
 static int64_t send_all(struct idc_nbd *n)
 {
-    int64_t done = 0;
-    while (n->end == IDC_NBD_STANDS && n->out_first != 0 && send_some(n) > 0)
+    int64_t done = 0, sent;
+    while (n->end == IDC_NBD_STANDS && n->out_first != 0 && (sent = send_some(n)) > 0) {
+        breathe(n, (uint64_t)sent);
         done++;
+    }
     return done;
 }
 
@@ -343,8 +359,11 @@ static int64_t work(struct idc_nbd *n)
     int64_t done = send_all(n); /* first: somebody waits for it */
     done += submit_waiting(n);
     n->drained = 0;
-    for (int turn = 0; turn < BUDGET && n->end == IDC_NBD_STANDS && !n->wants_room && read_some(n) > 0; turn++)
+    uint64_t got;
+    for (int turn = 0; turn < BUDGET && n->end == IDC_NBD_STANDS && !n->wants_room && (got = read_some(n)) > 0; turn++) {
+        breathe(n, got);
         done++;
+    }
     return done + send_all(n);
 }
 
@@ -399,11 +418,13 @@ static void foresee(const struct idc_nbd *n, uint64_t came)
         idc_pump_gather(n->pump, 0);
 }
 
-/* What is there now is little more than the socket's buffers hold, and BUDGET bounds what comes meanwhile. */
+/* The processor is held for HELD_MOST bytes at a time, or a request more. */
 static int64_t exchange(struct idc_nbd *n)
 {
     uint64_t before = n->requests;
-    if (lengthy(n))
+    n->held = 0;
+    n->holding = lengthy(n);
+    if (n->holding)
         idc_pump_hold(n->pump);
     int64_t done = work(n);
     idc_pump_let_go(n->pump);

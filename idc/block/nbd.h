@@ -54,6 +54,8 @@ struct idc_nbd {
     uint32_t staged, stage_at, drained; /* bytes left of it; the socket had no more */
     uint32_t hint, outstanding;
     uint32_t writes_much;    /* the last request's payload is a long one */
+    uint32_t holding;        /* the only processor is held for what goes either way now */
+    uint64_t held;           /* bytes that did since others could last run */
     uint64_t requests, errors, replayed, bytes_in, bytes_out, stalls;
 };
 

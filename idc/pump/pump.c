@@ -100,7 +100,7 @@ static int spin(struct idc_pump *p, uint64_t budget_ns)
 enum {
     LOOK_NS = 1000000,      /* between two looks at all descriptors by poll(2) */
     AWAY_NS = 2000000,      /* that another thread had the CPU since the last such look: it will go on wanting it */
-    CALM_NS = 4000000,      /* polled for so long, or to the end, and nobody did */
+    CALM_NS = 4000000,      /* polled for so long in all since somebody did */
     SHY_FIRST_NS = 2000000, /* then it sleeps, for a doorbell to wake it at once, before it polls on: so long, and twice */
     SHY_MOST_NS = 250000000, /* as long each time until nobody wants the CPU any more */
 };
@@ -128,42 +128,58 @@ static int look(struct idc_pump *p)
     return moved < 0 ? FAILED : moved > 0 ? FDS_MOVED : 0;
 }
 
+/* What a look says of others: whether they had the CPU for so long since the last one that they will go on wanting it. The time
+ * that they did not need adds up, over as many waits as it takes: a busy queue waits for moments only. */
+static bool wanted(struct idc_pump *p, uint64_t elapsed, uint64_t own)
+{
+    bool others = elapsed >= own + AWAY_NS;
+    p->calm_ns = others ? 0 : p->calm_ns + own;
+    if (p->calm_ns >= CALM_NS)
+        p->shy_ns = 0;
+    return others;
+}
+
 /* Polls until then. Whoever else can run does so at each yield; WANTED: somebody did that, and has not done with it. */
 static int watch(struct idc_pump *p, uint64_t start, uint64_t until)
 {
     struct idc_ring *rx = p->engine->rx;
     uint64_t now = start, looked = start, ran = own_ns(), own;
-    for (uint32_t polls = 1;; polls++) {
-        int rc = ready(rx, 1);
+    int rc = 0;
+    for (uint32_t polls = 1; rc == 0; polls++) {
+        rc = ready(rx, 1);
         if (rc != 0)
-            return rc;
+            break;
         if (polls > EAGER_POLLS)
             cpu_relax();
         if (polls % POLLS_PER_TRY != 0)
             continue;
         rc = ready_or_ended(rx, 1);
         if (rc != 0)
-            return rc;
+            break;
         int64_t moved = from_fds(p, NULL);
         if (moved != 0)
-            return moved < 0 ? FAILED : FDS_MOVED;
+            rc = moved < 0 ? FAILED : FDS_MOVED;
         now = idc_now_ns();
-        if (now >= until || now - start >= CALM_NS)
-            p->shy_ns = 0;
+        if (rc != 0)
+            break;
+        if (now < until && now - looked < LOOK_NS) {
+            sched_yield();
+            continue;
+        }
+        own = own_ns();
+        if (wanted(p, now - looked, own - ran))
+            return WANTED;
         if (now >= until)
             return 0;
-        if (now - looked >= LOOK_NS) {
-            own = own_ns();
-            if (now - looked >= own - ran + AWAY_NS)
-                return WANTED;
-            looked = now;
-            ran = own;
-            rc = look(p);
-            if (rc != 0)
-                return rc;
-        }
-        sched_yield();
+        looked = now;
+        ran = own;
+        rc = look(p);
+        if (rc == 0)
+            sched_yield();
     }
+    if (p->shy_ns != 0) /* the rest of the time was calm, too, or it was not */
+        wanted(p, idc_now_ns() - looked, own_ns() - ran);
+    return rc;
 }
 
 /* Arms, looks once more, and sleeps. */
@@ -192,7 +208,7 @@ static int nap(struct idc_pump *p, uint64_t ns)
     for (uint32_t i = 1; i <= last && woken != 2; i++)
         others |= fds[i].revents != 0;
     there = ready_or_ended(rx, 1);
-    if (woken == 0 && !others && there != 0 && p->lull == 0)
+    if (woken == 0 && !others && there != 0 && p->lull == 0 && ns >= RECHECK_NS) /* a shorter sleep ends before a doorbell comes */
         p->count_of.late += idc_bell_wait(rx->wake_fd, IN_FLIGHT_NS) == IDC_TIMEOUT;
     if (others && fds[last].revents != 0)
         return STOPPED;

@@ -56,6 +56,7 @@ struct idc_pump {
     int32_t policy;         /* of its thread, as it was set last: sched(7) */
     uint32_t gathers, refused; /* see idc_pump_gather; the processor may not be held */
     uint64_t shy_until, shy_ns; /* others want the CPU: polling is put off until then; for how long */
+    uint64_t calm_ns;       /* polled since they did */
     struct idc_pump_counters count_of;
 };
 
