@@ -15,7 +15,10 @@ int idc_pump_announce(struct idc_pump *p)
     struct idc_ring *tx = p->engine->tx;
     if (tx->pos - tx->notified <= (p->quiet_at == tx->notified ? p->quiet : 0))
         return IDC_OK; /* nothing, or only what can wait */
-    return idc_notify(tx);
+    uint64_t rung = tx->count.doorbells;
+    int rc = idc_notify(tx);
+    p->count_of.doorbells += tx->count.doorbells - rung;
+    return rc;
 }
 
 void idc_pump_hush(struct idc_pump *p)

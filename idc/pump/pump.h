@@ -30,6 +30,7 @@ struct idc_pump_counters {
     uint64_t frames;        /* requests handled and answers taken */
     uint64_t moved;         /* what `ready` said */
     uint64_t sleeps, wakeups; /* times blocked in poll(2), and woken by the doorbell */
+    uint64_t doorbells;     /* rung */
     uint64_t spins, spins_won; /* waits that polled first, and those that ended so */
     uint64_t late;          /* progress found by the 100 ms safety recheck with no doorbell: should be 0 */
     uint64_t holds, unheld; /* times the only processor was held, and would have been if that were allowed */

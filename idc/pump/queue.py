@@ -69,7 +69,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Counters:
-    """What a queue has done so far: see struct idc_pump_counters in idc/pump/pump.h; doorbells of this connection."""
+    """What a queue has done so far: see struct idc_pump_counters in idc/pump/pump.h."""
 
     turns: int
     frames: int
@@ -118,7 +118,6 @@ class Queue(Client):
         self._endpoint: Endpoint | None = None
         self._thread: threading.Thread | None = None
         self._stop = -1
-        self._doorbells = 0
 
     # -- whoever has it
 
@@ -152,8 +151,7 @@ class Queue(Client):
     def counters(self) -> Counters:
         """A copy."""
         count = self._pump.count_of
-        values = {name: int(getattr(count, name)) for name in Counters.__dataclass_fields__ if name != "doorbells"}
-        return Counters(**values, doorbells=self._doorbells)
+        return Counters(**{name: int(getattr(count, name)) for name in Counters.__dataclass_fields__})
 
     def told_of(self) -> dict[str, object]:
         """For who looks on: the counters, how often it was connected, how long it was told to poll, seconds."""

@@ -130,9 +130,11 @@ def test_whoever_writes_much_is_not_interrupted_for_each_piece(bed: Testbed) -> 
             assert front.succeed(batch).strip() == "1"
             front.succeed(f"dd if={node} of=/dev/null bs=4k count=4 iflag=direct")
             assert front.succeed(batch).strip() == "0"
+        front.succeed(f"dd if={node} of=/dev/null bs=1M count=4 iflag=direct")
         told = json.loads(front.succeed("sleep 1.2; cat /run/idc/block-0.front.back.json"))["queues"][0]
         assert told["holds"] > 0
         assert told["unheld"] == 0
+        assert told["doorbells"] > 0
 
 
 def test_a_full_disk_at_the_back_end_is_an_error_and_then_is_none(bed: Testbed) -> None:
