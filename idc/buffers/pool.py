@@ -223,7 +223,7 @@ class RegionPages(MappedType):
 REGION_PAGES = RegionPages()
 
 
-#: Buffers of a peer's that are remembered, at most.
+#: Ranges in a peer's part that are remembered, at most.
 KNOWN = 256
 
 
@@ -240,7 +240,7 @@ class PeerPart:
 
     def __init__(self, memory: Memory, offset: int, length: int) -> None:
         self._pool = PagePool(memory, offset, length, away=True)
-        self._known: dict[tuple[int, int], LocalBuffer] = {}  # a peer comes back to its pages
+        self._known: dict[tuple[int, int], tuple[int, int, int]] = {}  # checked; a peer comes back to its pages
 
     def at(self, offset: int, length: int) -> LocalBuffer:
         """`length` bytes at `offset` in the region, wherever in a page they start: the peer's to keep unchanged (soft).
@@ -248,18 +248,17 @@ class PeerPart:
         Raises:
             MisuseError: they are not all in the part.
         """
-        if (known := self._known.get((offset, length))) is not None and known.base.references == 1:
-            return known
         pool = self._pool
-        skew = offset % PAGE
-        start = offset - skew - pool.offset
-        if start < 0 or length < 1 or start + skew + length > pool.length:
-            raise MisuseError(f"{length} bytes at {offset:#x} are not in the peer's part")
-        run = Run(pool, start, -(-(skew + length) // PAGE), skew, length)
-        if len(self._known) >= KNOWN:
-            self._known.clear()
-        made = self._known[offset, length] = LocalBuffer(REGION_PAGES, run, skew, length)
-        return made
+        if (known := self._known.get((offset, length))) is None:
+            skew = offset % PAGE
+            start = offset - skew - pool.offset
+            if start < 0 or length < 1 or start + skew + length > pool.length:
+                raise MisuseError(f"{length} bytes at {offset:#x} are not in the peer's part")
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            known = self._known[offset, length] = start, -(-(skew + length) // PAGE), skew
+        start, pages, skew = known
+        return LocalBuffer(REGION_PAGES, Run(pool, start, pages, skew, length), skew, length)  # its user's own
 
 
 class PagePool(RunPool):

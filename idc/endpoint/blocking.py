@@ -153,7 +153,7 @@ class Caller:
         self._lock = threading.RLock()  # held by whoever is inside the endpoint, and by nobody who sleeps
         self._slots = resources.requests
         self._first = self._only = 0  # a thread; and the same, until there is another
-        self._calling = False  # it is inside the core, without the lock
+        self._calling = False  # it is inside the core, perhaps without the lock, and uses the spare call
         self._shared = False
         self._inside: set[int] = set()
         self._leader = False
@@ -161,7 +161,7 @@ class Caller:
         self._asleep = False
         self._closing = False
         self._spare = _spare()  # of the one thread that calls, which has been told what it needed it for
-        self._slots.done = self._spare[1]
+        self.endpoint.told = self._spare[1]
         self._left = threading.Condition(self._lock)
         self._kick = -1
 
@@ -178,54 +178,53 @@ class Caller:
             TooBigError: longer than the peer accepts.
             ClosedError: the endpoint was destroyed.
         """
-        if timeout is None and get_ident() == self._only:
-            rc, slots = _NOTHING_DONE, self._slots
+        if timeout is None and get_ident() == self._only and not self._calling:  # else a signal's handler calls
+            slots, endpoint, call = self._slots, self.endpoint, self._spare[0]
+            answer: bytes | Result = Result.BACK_PRESSURED
             try:
                 self._calling = True  # before the look whether another has come, who looks at this after he said so
-                if self._only and (line := slots.line) is not None:
-                    rc = _transact(line, parameters, len(parameters))
-                    if rc >= 0:
-                        self._calling = False
-                        return _unpack(slots.status, rc)  # type: ignore[no-any-return]
-            except TypeError:  # it is other memory than bytes
-                pass
-            except BaseException:
-                slots.unquicken()
-                self._renew()
+                if self._only:
+                    rc, line, status = _NOTHING_DONE, slots.line, slots.status
+                    if line is not None and slots.user is endpoint and type(parameters) is bytes:
+                        _room = endpoint._carrier  # what holds the memory, whatever a signal's handler does
+                        rc = _transact(line, parameters, len(parameters))
+                        if rc >= 0:
+                            found: bytes = _unpack(status, rc)
+                            self._calling = False
+                            return found
+                    answer = self._transact(parameters, rc)
                 self._calling = False
-                raise
-            return self._transact(parameters, rc)
-        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
-
-    def _transact(self, parameters: bytes, rc: int) -> bytes:
-        """As `transact`, where the core has not done all of it; its result."""
-        answer: bytes | Result = _OK
-        with self._lock:
-            self._calling = False
-            call, done = self._spare
-            if rc < _WENT:
-                self.endpoint.unanswered(rc)
-            elif rc == _BUSY:  # it is too long, or a signal's handler calls, and the spare one is in use
-                answer = Result.BACK_PRESSURED
-            else:
+            except BaseException:
                 try:
-                    answer = self.endpoint.call(parameters, done, NAP_ALONE)
-                except BaseException:
+                    endpoint.interrupted()
                     self._renew()  # the other may be told of an answer yet
-                    raise
-            if self._followers and not self._leader:
-                self._followers[0].wake()
+                finally:
+                    self._calling = False
+                raise
             if type(answer) is bytes:
                 return answer
-            if rc != _BUSY:
-                self._renew()
-        if answer is _OK:
-            return value_of(self._complete(lambda _: _OK, None, call))
-        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), None))
+            if answer is _OK:
+                return value_of(self._complete(lambda _: _OK, None, call))
+        return value_of(self._complete(lambda done: self.endpoint.submit_transaction(parameters, done), timeout))
+
+    def _transact(self, parameters: bytes, rc: int) -> bytes | Result:
+        """As `Endpoint.call`, where the core has not done all of it. No other thread is inside, see `_arrive`."""
+        answer: bytes | Result = _OK
+        with self._lock:
+            if rc < _WENT:
+                self.endpoint.unanswered()
+            elif rc == _BUSY:  # it is too long, or something has to be dealt with before
+                self.endpoint.interrupted()
+                answer = Result.BACK_PRESSURED
+            else:
+                answer = self.endpoint.call(parameters, self._spare[1], NAP_ALONE)
+            if type(answer) is not bytes:
+                self._renew()  # what the spare one is for has been said
+        return answer
 
     def _renew(self) -> None:
-        self._spare = _spare()
-        self._slots.done = self._spare[1]
+        self._spare = spare = _spare()
+        self.endpoint.told = spare[1]
 
     def send(self, body: bytes, *, timeout: float | None = None) -> None:
         """Send a message and wait until the receiver has completed it. Raises as `transact`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from idc.endpoint.results import Completion
 
 log = logging.getLogger("idc.endpoint")
 
@@ -26,3 +29,8 @@ def call_each(calls: Iterable[Callable[[], None]]) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+def deliver(completions: Iterable[tuple[Callable[[Completion], None] | None, Completion]]) -> None:
+    """Tell each who waits for one."""
+    call_each(functools.partial(done, completion) for done, completion in completions if done is not None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from idc.endpoint.frames import Quotas
+from idc.endpoint.frames import ASK_BYTES, HEADER_BYTES, Quotas
 from idc.endpoint.session import IncomingMessage, IncomingTransaction, Slots
+from idc.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from idc.endpoint.endpoint import Endpoint
     from idc.endpoint.lifecycle import State
     from idc.endpoint.party import Sharing
+    from idc.transport.base import Carrier
 
 
 class Client:
@@ -64,6 +66,14 @@ class Resources:
         """Most frames that can be under way in one direction: own submissions, answers, HELLO and BYE."""
         asks = self.remote.asks.count + self.remote.serves if self.remote is not None else 0
         return self.requests.count + self.messages.count + self.accepts.requests + self.accepts.messages + asks + 2
+
+    def check(self, carrier: Carrier, accepts: Quotas) -> None:
+        """Raise ProtocolError if the carrier has no room for what these need, and for what the peer may do."""
+        if carrier.capacity < (needed := self.frames):
+            raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
+        needed = HEADER_BYTES + max(accepts.body_bytes, ASK_BYTES if self.remote is not None else 0)
+        if carrier.frame_bytes < needed:
+            raise ProtocolError(f"the carrier's frames hold {carrier.frame_bytes} bytes, the quotas need {needed}")
 
 
 class Status(NamedTuple):

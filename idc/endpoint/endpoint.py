@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from idc._core import ffi, lib
 from idc.endpoint import frames, quick
-from idc.endpoint.callbacks import call_each
+from idc.endpoint.callbacks import call_each, deliver
 from idc.endpoint.client import Client, Resources, Status
 from idc.endpoint.frames import Quotas
 from idc.endpoint.lifecycle import Action, Event, State, step
+from idc.endpoint.pauses import Pauses
 from idc.endpoint.results import Completion, Result
 from idc.endpoint.session import IncomingAsk, IncomingMessage, IncomingTransaction, Session
 from idc.errors import CorruptError, DisconnectedError, MisuseError, ProtocolError
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
     from idc.remote.routes import Route
     from idc.trace.hook import EndpointTrace
     from idc.transport.base import Carrier, Frame, Port
-
-#: Pause before the next try after a peer broke the protocol, seconds: doubles from the first to the second.
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
-#: After a connection that stood this long, seconds, the next pause is the first again.
-GOOD_AFTER = 1.0
 
 #: Seconds between two looks for a peer that is not connected, where nothing else wakes the endpoint.
 UNCONNECTED_LOOK = 0.05
@@ -68,6 +64,8 @@ class Endpoint:
         state: see `idc.endpoint.lifecycle`.
         reason: why the last connection ended, in words.
         connections: how many there were so far.
+        told: of a transaction that the core has sent (`Slots.line`) and has no answer to.
+
     Raises:
         MisuseError: the resources are in use.
     """
@@ -79,6 +77,7 @@ class Endpoint:
         self.state = State.ABSENT
         self.reason = ""
         self.connections = 0
+        self.told: Done | None = None
         self._trace: EndpointTrace | None = None
         self._flushed: Callable[[], None] | None = None  # what it is told, unless the carrier does
         self._port = port
@@ -96,9 +95,7 @@ class Endpoint:
         self._core: Pointer | None = None  # the same, as long as the connection stands
         self._broken: DisconnectedError | None = None
         self._destroyed: list[Callable[[], None]] = []
-        self._pause = FIRST_PAUSE
-        self._not_before = 0.0
-        self._since = 0.0
+        self._pauses = Pauses()
 
     # -- the client's calls
 
@@ -139,7 +136,9 @@ class Endpoint:
         Raises:
             TooBigError: the parameters are longer than the peer accepts.
         """
-        session, carrier = self._session, self._carrier
+        session, carrier, line = self._session, self._carrier, self._core
+        if line is not None and (line.other or line.got):
+            self._hold()  # they came before
         if (session is None or carrier is None or self.state is not _CONNECTED or self._inbox
                 or self._party is not None or self._broken is not None):
             return self.submit_transaction(parameters, done)
@@ -158,17 +157,18 @@ class Endpoint:
             self.notify()
         return result
 
-    def unanswered(self, rc: int) -> None:
-        """A transaction that the core has sent (`Slots.line`) waits for its answer here. `rc`: the core's result."""
+    def unanswered(self) -> None:
+        """A transaction that the core has sent (`Slots.line`) waits for its answer here, or for what else came."""
         line, session = self._core, self._session
-        self._resources.requests.unquicken()
-        if line is None or session is None:
-            return
-        if line.begun:
+        self._hold()
+        if line is not None and session is not None and line.begun:
             session.begun(line.tag, line.begun)
-        if rc == lib.IDC_WENT + lib.IDC_OTHER:
-            self._hold()  # the frame is for `_take`
-            self._inbox.append(ffi.unpack(ffi.cast("char *", line.buf), line.len))
+
+    def interrupted(self) -> None:
+        """Whoever sent a transaction by the core, or by `call`, has left it."""
+        self._hold()
+        if self._core is not None:
+            self._core.posted = 0
 
     def submit_message(self, body: bytes, done: Done | None = None, *, notify: bool = True) -> Result:
         """Send a message; `done` is called when the receiver has completed it. Otherwise as `submit_transaction`."""
@@ -319,15 +319,21 @@ class Endpoint:
     def pump(self, timeout: float = 0.0) -> bool:
         """Do what is due; if nothing is, wait up to `timeout` seconds for something. Whether anything happened."""
         if (line := self._line) is not None:
-            if (rc := _request(line, timeout)) < 0:
-                return self._other(line, rc, timeout)
-            came = _new(IncomingTransaction)
-            came._line = line
-            came._open = True
-            came.parameters = _unpack(self._body, rc)
-            session = self._session
+            session, body, _room = self._session, self._body, self._carrier  # which holds the memory
             assert session is not None
-            came._session = session
+            try:
+                rc = _request(line, timeout)
+                if rc >= 0:
+                    came = _new(IncomingTransaction)
+                    came.parameters = _unpack(body, rc)
+            except BaseException:
+                self._hold()  # what came is for the next turn
+                raise
+            if rc < 0:
+                return self._other(line, rc, timeout)
+            if not line.holds:
+                return True  # a signal's handler has driven this, and dealt with it
+            came._line, came._open, came._session = line, True, session  # no call from the look on: no signal
             session.current = came
             try:
                 self._client.transaction(self, came)
@@ -391,7 +397,7 @@ class Endpoint:
             return True
         if timeout <= 0:
             return False
-        pause = self._not_before - time.monotonic()
+        pause = self._pauses.left
         if pause > 0 and self.state is State.PRESENT:
             time.sleep(min(pause, timeout))
         else:
@@ -408,7 +414,7 @@ class Endpoint:
         elif not there and self.state in (State.PRESENT, State.DISCONNECTING):
             self._drop("the peer disappeared")
             self._step(Event.DISAPPEARED)
-        if self.state is State.PRESENT and time.monotonic() >= self._not_before:
+        if self.state is State.PRESENT and self._pauses.left <= 0:
             self._greet()
         return (self.state, self._session) != before
 
@@ -427,11 +433,11 @@ class Endpoint:
                 self._session.receive(self._inbox.popleft())
         except DisconnectedError as error:
             self._drop(str(error))
-            self._hold_off()
+            self._pauses.failed()
             return
         if self._session.greeted:
             self.connections += 1
-            self._since = time.monotonic()
+            self._pauses.connected()
             self._prepare(self._carrier, self._session)
             if self._party is not None:
                 self._party.begin(self._session, near=self._carrier.near)
@@ -446,7 +452,7 @@ class Endpoint:
 
     def _begin(self, carrier: Carrier) -> None:
         resources = self._resources
-        accepts, asks, needed = resources.accepts, None, resources.frames
+        accepts, asks = resources.accepts, None
         if (remote := resources.remote) is not None:
             asks, room = remote.asks, carrier.frame_bytes - frames.HEADER_BYTES
             if room >= frames.ASK_BYTES:  # else the frames are refused below, with both numbers
@@ -460,17 +466,12 @@ class Endpoint:
         if self._trace is not None:
             self._note(self._trace, carrier)
         try:
-            if carrier.capacity < needed:
-                raise ProtocolError(f"the carrier holds {carrier.capacity} frames each way, the quotas need {needed}")
-            body = max(accepts.body_bytes, frames.ASK_BYTES if remote is not None else 0)
-            if carrier.frame_bytes < frames.HEADER_BYTES + body:
-                raise ProtocolError(f"the carrier's frames hold {carrier.frame_bytes} bytes, the quotas need "
-                                    f"{frames.HEADER_BYTES + body}")
+            resources.check(carrier, accepts)
             carrier.post(frames.hello(accepts))
             carrier.flush()
         except DisconnectedError as error:
             self._drop(str(error))
-            self._hold_off()
+            self._pauses.failed()
 
     def _note(self, trace: EndpointTrace | None, carrier: Carrier) -> None:
         """The moments of a connection's frames go there from now on: by the carrier, or else by the session."""
@@ -481,7 +482,6 @@ class Endpoint:
             self._session.trace, self._flushed = trace.note, trace.flushed
             self._session.send = self._post  # `notify` tells of it
             self._hold()  # it notes what the core would not
-            self._resources.requests.unquicken()
 
     def _post(self, frame: bytes, body: bytes = b"") -> None:
         carrier = self._carrier
@@ -549,23 +549,30 @@ class Endpoint:
         if rc in quick.NOTHING:
             self._drain()
             return False
+        if rc == quick.INTERRUPTED:
+            timeout = max(timeout - line.waited_ns / 1e9, 0.0)
         self._hold()
-        line.holds = 0  # or it was lost as this thread was interrupted
-        if rc == quick.OTHER:
-            self._inbox.extend(quick.frames_left(line))
         return self._turn(timeout)
 
     def _turn(self, timeout: float) -> bool:
+        session = self._session
+        if self._resources.requests.line is not None or (session is not None and session.current is not None):
+            self._hold()  # what is taken from here on is behind what it has, and judged with it
         worked = self._take(timeout)
         if self._core is not None:
             self._quicken()
         return worked
 
     def _hold(self) -> None:
-        """The core takes no request before the next turn of `_take`, and has none."""
+        """The core takes and sends nothing before a turn ends. What it has is the session's now, or in the inbox."""
         self._line = None
         if self._session is not None:
             self._session.settle()
+        line, slots = self._core, self._resources.requests
+        if line is not None and (line.holds or line.got or line.other):
+            quick.give_back(line, self._inbox)
+        if slots.user is self:
+            slots.unquicken()
 
     def _drain(self) -> None:
         """Log what is noted."""
@@ -589,7 +596,7 @@ class Endpoint:
         if idle and not session.held and session.accepts.requests:
             self._line = line
         if idle and slots.line is None and slots.count and session.peer.requests:
-            slots.quicken(line, self._status)
+            slots.quicken(line, self._status, self)
 
     def _handle(self, event: Incoming | IncomingAsk | list[tuple[Done | None, Completion]]) -> None:
         if type(event) is list:
@@ -598,7 +605,7 @@ class Endpoint:
                 if done is not None:
                     done(completion)
             else:
-                _deliver(event)
+                deliver(event)
         elif type(event) is IncomingAsk:
             self._sharing.serve(event)
         else:
@@ -631,12 +638,11 @@ class Endpoint:
         if self._carrier is not None:
             self._drop(reason, bye=bye)
             if fault:
-                self._hold_off()
+                self._pauses.failed()
         self._step(event)
 
     def _drop(self, reason: str, bye: str = "") -> None:
         self._hold()
-        self._resources.requests.unquicken()
         carrier, self._carrier, self._core = self._carrier, None, None
         self._dirty = False
         self._broken = None
@@ -650,14 +656,6 @@ class Endpoint:
             carrier.flush()
         carrier.close()
 
-    def _hold_off(self) -> None:
-        """After a connection that was not to be: wait longer each time, so that a peer that means ill costs little."""
-        now = time.monotonic()
-        if self._since and now - self._since >= GOOD_AFTER:
-            self._pause = FIRST_PAUSE
-        self._not_before = now + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
     def _step(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
         if self._trace is not None:
@@ -668,7 +666,7 @@ class Endpoint:
         if action is Action.FAIL_ALL:
             ended = self._session.end(self.reason) if self._session is not None else []
             parties = [functools.partial(self._party.end, self.reason)] if self._party is not None else []
-            call_each([functools.partial(_deliver, ended), *parties])
+            call_each([functools.partial(deliver, ended), *parties])
         elif action is Action.TELL_APPEAR:
             self._client.appear(self)
         elif action is Action.TELL_CONNECT:
@@ -696,7 +694,3 @@ class Endpoint:
                 self._step(Event.DONE)
 
         self._client.disconnect(self, done)
-
-
-def _deliver(completions: list[tuple[Done | None, Completion]]) -> None:
-    call_each(functools.partial(done, completion) for done, completion in completions if done is not None)

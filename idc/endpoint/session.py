@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from idc._core import Pointer
+    from idc.endpoint.endpoint import Endpoint
     from idc.transport.base import Carrier, Frame
 
     Done = Callable[[Completion], None]
@@ -67,7 +68,7 @@ class Slots:
         line: by which the core sends a transaction, in the slot that has been free for longest; None where it may not.
             `unquicken` takes it back.
         status: where the answer's status is, then.
-        done: told of what the core has sent, and has no answer to.
+        user: whose line it is; its `told` is told of what the core has sent, and has no answer to.
     """
 
     def __init__(self, count: int) -> None:
@@ -77,7 +78,7 @@ class Slots:
         self._order: deque[_Slot] = deque()
         self.line: Pointer | None = None
         self.status: Pointer = None
-        self.done: Done | None = None
+        self.user: Endpoint | None = None
 
     @property
     def outstanding(self) -> int:
@@ -98,24 +99,29 @@ class Slots:
             self._order.append(slot)
         return slot.tag
 
-    def quicken(self, line: Pointer, status: Pointer) -> None:
+    def quicken(self, line: Pointer, status: Pointer, user: Endpoint) -> None:
         """Let the core send transactions, one at a time; nothing is outstanding."""
         slot = self.free[0]
         line.tag = slot.uses << 16 | slot.index
-        self.status = status
+        line.posted = 0  # what `Carrier.exchange` sent is outstanding, or was answered
+        self.status, self.user = status, user
         self.line = line
 
     def unquicken(self) -> None:
         """No more of that. What the core has sent, and has no answer to, is outstanding from here on."""
-        line, self.line = self.line, None
-        if line is None:
+        line, user, self.line = self.line, self.user, None
+        if line is None or user is None:
             return
-        slot, tag = self.free[0], int(line.tag)
+        slot, tag = self.free[0], line.tag
         slot.uses = tag >> 16
         if line.posted:
             line.posted = 0
-            self.free.popleft()
-            slot.tag, slot.done, slot.ordered, slot.answer = tag, self.done, False, None
+            slot.tag, slot.done, slot.ordered, slot.answer = tag, user.told, False, None
+            self.free.popleft()  # the first call here, so that no signal is handled before all is done
+
+    def waits(self, tag: int) -> bool:
+        """Whether the submission of that tag is outstanding."""
+        return self._all[tag & _SLOT_MASK].tag == tag
 
     def cancel(self, tag: int) -> None:
         """Take a submission back that never reached the carrier."""
@@ -227,7 +233,12 @@ class IncomingTransaction(_Incoming):
         if line is not None and self._open:
             try:
                 rc = _answer(line, status, len(status), error)
-            except (TypeError, OverflowError):  # it is other memory, or no such number
+            except BaseException as raised:
+                if not line.holds and self._line is line:  # a signal's handler raised, after that went
+                    self._open = False
+                    raise
+                if not isinstance(raised, TypeError | OverflowError):  # it is other memory, or no such number
+                    raise
                 rc = -1
             if rc >= 0:
                 self._open = False
@@ -383,8 +394,8 @@ class Session:
             current._line = None
             if line.holds and current._open:
                 line.holds = 0
-                current._tag = tag = int(line.request)
-                self._held_requests.add(tag)
+                current._tag = tag = line.request
+                self._held_requests.add(tag)  # the first call here, see `Slots.unquicken`
 
     # -- this side submits
 
@@ -416,13 +427,13 @@ class Session:
             The status, and nothing is the matter with it; or as `submit_transaction`, and the rest is as after that.
         """
         slots, peer = self._requests, self.peer
+        if slots.line is not None:
+            slots.unquicken()
         free = slots.free
         if len(parameters) > peer.parameter_bytes or not free or slots.count - len(free) >= peer.requests:
             return self.submit_transaction(parameters, done, ordered=False)
         if self.trace is not None:  # one that the carrier does not tell
             return self.submit_transaction(parameters, done, ordered=False)
-        if slots.line is not None:
-            slots.unquicken()
         slot = free.popleft()  # as `take`, with a call less
         slot.uses = slot.uses + 1 & 0xFFFF
         slot.tag = tag = slot.uses << 16 | slot.index
@@ -455,6 +466,8 @@ class Session:
         most = self.peer.ask_bytes if slots is self._asks else self.peer.parameter_bytes
         if len(body) > most:
             raise TooBigError(f"{len(body)} bytes in a {Kind(kind).name.lower()}, the peer accepts {most}")
+        if slots.line is not None:
+            slots.unquicken()  # what the core has sent counts
         free = slots.free
         if not free or slots.count - len(free) >= quota:
             return _BACK_PRESSURED
@@ -563,8 +576,9 @@ class Session:
         return self._receive_other(kind, error, tag, body)
 
     def begun(self, tag: int, when: int) -> None:
-        """A transaction that others submitted is timed, and was begun then."""
-        self._begun[tag] = when
+        """A transaction that the core submitted is timed, and was begun then, if it is outstanding yet."""
+        if self._requests.waits(tag):
+            self._begun[tag] = when
 
     def _time(self, tag: int) -> None:
         begun = self._begun.pop(tag, None)

@@ -474,6 +474,7 @@ int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, ui
         return rc - (int64_t)sizeof answer;
     }
     l->len = (uint32_t)rc;
+    l->other = 1;
     return IDC_OTHER;
 }
 
@@ -514,6 +515,7 @@ static int64_t wire_call(struct idc_line *l, struct header head, const void *bod
         return rc - (int64_t)sizeof head;
     }
     l->len = (uint32_t)rc;
+    l->other = 1;
     return IDC_OTHER;
 }
 
@@ -538,7 +540,7 @@ enum { CALL_TIMED_EVERY = 8 };
 
 int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t len)
 {
-    if (l->posted || len > l->peer_parameter_bytes)
+    if (l->posted || l->other || l->got || len > l->peer_parameter_bytes)
         return IDC_BUSY;
     struct header head = {.kind = REQUEST, .tag = l->tag + 0x10000};
     l->begun = l->trips != NULL && (head.tag >> 16) % CALL_TIMED_EVERY == 0 ? idc_now_ns() : 0;
@@ -549,7 +551,7 @@ int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t l
     l->tag = head.tag;
     if (rc > (int64_t)l->status_bytes) { /* for the session to say so */
         l->len = (uint32_t)rc + sizeof head;
-        l->posted = 1;
+        l->posted = l->other = 1;
         rc = IDC_OTHER;
     }
     if (rc < 0)
@@ -563,12 +565,15 @@ int64_t idc_line_request(struct idc_line *l, double seconds)
 {
     enum { LONGEST = 1000000000 };
     struct header head;
-    if (l->holds)
+    if (l->holds || l->other || l->got)
         return IDC_BUSY;
     int64_t timeout_ns = seconds > 0 ? (int64_t)((seconds < LONGEST ? seconds : LONGEST) * 1e9) : 0;
+    uint64_t since = timeout_ns > 0 && (l->wire != NULL || !there(l->rx)) ? idc_now_ns() : 0;
     int64_t got = l->wire != NULL
                       ? wire_take(l, timeout_ns)
                       : idc_line_take(l, l->many, l->many_cap, l->lens, l->most, l->spin_ns, timeout_ns);
+    if (got == IDC_INTR)
+        l->waited_ns = since != 0 ? idc_now_ns() - since : 0;
     if (got <= 0)
         return got < 0 ? got : IDC_AGAIN;
     if (got == 1 && l->lens[0] >= sizeof head && l->lens[0] - sizeof head <= l->parameter_bytes) {

@@ -110,7 +110,8 @@ struct idc_line {
     uint32_t most;
     int64_t spin_ns;
     int32_t posted;          /* whether the frame of idc_line_call went, and its answer did not come; its user's to clear */
-    uint32_t len;            /* of what it received, if that is no answer */
+    uint32_t len;            /* of what it received, if that is no answer: */
+    int32_t other;           /* whether that is in buf; its user's to clear, so that nothing that interrupts it loses a frame */
     int32_t met;             /* a frame was received by idc_line_next */
     /* For idc_line_transact, _request and _answer; set while they may be called. */
     struct idc_trips *trips; /* how long a sample of the transactions took; NULL: nobody wants to know */
@@ -119,7 +120,8 @@ struct idc_line {
     uint32_t tag;            /* of the last one: its slot, and how often that was used */
     uint32_t parameter_bytes, status_bytes, peer_parameter_bytes, peer_status_bytes;
     uint32_t request;        /* tag of what idc_line_request found */
-    uint32_t got;            /* frames in `many`, where it found something else */
+    uint32_t got;            /* frames in `many`, where it found something else; its user's to clear */
+    uint64_t waited_ns;      /* before it said IDC_INTR */
     int32_t holds;           /* whether that request is not answered; its user's to clear */
     /* NULL, or what frames go by in place of rings. Only those three functions may be called then, buf and many are of IDC_WIRE_LONG
      * bytes, and nothing is traced. What does not go into so short a frame, or finds others under way, is left to who has the wire. */
@@ -144,11 +146,11 @@ int64_t idc_line_next(struct idc_line *l, int64_t timeout_ns);
  * in l->buf that are not; or another negative result. IDC_DUE: nothing was done. */
 int64_t idc_line_call(struct idc_line *l, const void *head, const void *body, uint64_t body_len, int64_t timeout_ns);
 /* The same of the slot in l->tag, used once more; no longer than the peer accepts, and so is the status. IDC_BUSY: also where the one
- * before is under way yet. After IDC_WENT and IDC_OTHER the frame is in l->buf. */
+ * before is under way yet, or there are frames that its user has not taken. After IDC_WENT and IDC_OTHER the frame is in l->buf. */
 int64_t idc_line_transact(struct idc_line *l, const void *parameters, uint64_t len);
 /* idc_line_next, for who handles one request at a time. If there is one frame, and that is a request within the quota: its length, the
  * parameters in l->many behind the header, and l->holds. IDC_OTHER: l->got frames in l->many that are something else.
- * IDC_BUSY: the one before is not answered. */
+ * IDC_BUSY: the one before is not answered, or there are frames that its user has not taken. */
 int64_t idc_line_request(struct idc_line *l, double seconds);
 /* Answers that request, and wakes its submitter: as idc_line_send. IDC_BUSY: there is none, or the peer does not accept so long a
  * status, or a client has no such error. */

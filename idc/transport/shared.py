@@ -116,8 +116,10 @@ class SharedCarrier:
         if rc >= 0:
             return _unpack(self._status, rc)  # type: ignore[no-any-return]
         if rc == _OTHER:
-            line.posted = 0
-            return (_unpack(self._room, line.len),)
+            frame = _unpack(self._room, line.len)
+            taken = not line.other  # by a signal's handler
+            line.posted = line.other = 0
+            return () if taken else (frame,)
         if rc == _DUE:
             if (trace := self._trace) is not None:
                 trace.drain()

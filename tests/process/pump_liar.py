@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from support import LocalRegion
 
 from idc.device.classes import queue_channel
-from idc.endpoint import Client, Endpoint, Resources, State
-from idc.endpoint import endpoint as connection
+from idc.endpoint import Client, Endpoint, Resources, State, pauses
 from idc.layout import ChannelSpec, Kind
 from idc.pump import Queue, places
 from idc.pump.tap import DEPTH, INLINE_BYTES, QUOTAS, VNET_BYTES, Tap
@@ -63,7 +62,7 @@ def lie(choose: random.Random, theirs: tuple[int, int]) -> bytes:
 def main() -> None:
     seed, rounds = int(sys.argv[1]), int(sys.argv[2])
     choose = random.Random(seed)
-    connection.LONGEST_PAUSE = connection.FIRST_PAUSE  # there is no end of lies here
+    pauses.LONGEST_PAUSE = pauses.FIRST_PAUSE  # there is no end of lies here
     region = LocalRegion([ChannelSpec(queue_channel(0), Kind.MESSAGE, "front", "back", 256 * 256, 256)])
     honest, peer = region.join(0), region.join(1)
     inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,9 +18,9 @@ from ports import free_port
 from idc.domain import VARIABLE, Domain, Service
 from idc.endpoint import Client, Completion, Endpoint, IncomingMessage, IncomingTransaction, Quotas, Resources, Result
 from idc.endpoint.blocking import Caller
-from idc.endpoint.endpoint import FIRST_PAUSE
 from idc.endpoint.frames import Kind, encode, hello
 from idc.endpoint.lifecycle import State
+from idc.endpoint.pauses import FIRST_PAUSE
 from idc.endpoint.stream import Stream
 from idc.errors import MisuseError, PeerGoneError, TimedOutError
 from idc.transport import tcp
