@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from idc.buffers import LocalBuffer, PagePool, PeerPart, Strategy, process_memory, standard_registry
+from idc.buffers.pool import hand_over
 from idc.errors import BackPressuredError, MisuseError, TooBigError
 from idc.layout import PAGE
 
@@ -245,3 +246,15 @@ def test_a_peers_part_is_used_in_place_and_never_left() -> None:
     for offset, length in ((PAGE - 1, 2), (3 * PAGE - 1, 2), (PAGE, 2 * PAGE + 1), (PAGE, 0), (-1, 2), (1 << 64, 1)):
         with pytest.raises(MisuseError, match="not in the peer's part"):
             part.at(offset, length)
+
+
+def test_each_use_of_a_peers_pages_is_its_own_whatever_became_of_another() -> None:
+    memory = mmap.mmap(-1, 4 * PAGE)
+    part = PeerPart(memory, 0, 4 * PAGE)
+    memory[:PAGE], memory[PAGE : 2 * PAGE] = b"a" * PAGE, b"b" * PAGE
+    one, two, again = part.at(0, PAGE), part.at(PAGE, PAGE), part.at(0, PAGE)
+    assert hand_over(one, two)
+    for buffer, byte in ((part.at(0, PAGE), b"a"), (part.at(PAGE, PAGE), b"b"), (again, b"a")):
+        target = bytearray(1)
+        standard_registry().copy(buffer.slice(0, 1), process_memory(target))
+        assert target == byte

@@ -2,84 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support import LocalRegion
+from quick_support import armed, next_tag, play, quick
 
-from idc.endpoint import Client, Endpoint, Resources, Result, State
-from idc.endpoint.blocking import Caller
-from idc.endpoint.frames import HANDLER_FAILED, Kind, Quotas, encode, hello, parse
+from idc.endpoint import Endpoint, Result, State
+from idc.endpoint.frames import HANDLER_FAILED, Kind, Quotas, encode, parse
 from idc.errors import HandlerFailedError, MisuseError, OutcomeUnknownError, TooBigError, TransactionError
-from idc.layout import ChannelSpec
-from idc.layout import Kind as ChannelKind
-from idc.transport.shared import SharedPort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from idc.endpoint import IncomingMessage, IncomingTransaction
+    from idc.endpoint import IncomingTransaction
+    from idc.endpoint.blocking import Caller
     from idc.transport.shared import SharedCarrier
-
-CHANNELS = (ChannelSpec("calls", ChannelKind.MESSAGE, "front", "back", 128 * 512, 512),)
-
-
-class Hooked(Client):
-    """Does what it is told with each transaction; by default echoes."""
-
-    def __init__(self) -> None:
-        self.kept: list[IncomingTransaction] = []
-        self.bodies: list[bytes] = []
-        self.does: Callable[[Endpoint, IncomingTransaction], object] = lambda _, item: item.complete(item.parameters)
-        self.done: list[Callable[[], None]] = []
-
-    def transaction(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
-        self.does(endpoint, transaction)
-
-    def keep(self, endpoint: Endpoint, transaction: IncomingTransaction) -> None:
-        del endpoint
-        self.kept.append(transaction)
-
-    def message(self, endpoint: Endpoint, message: IncomingMessage) -> None:
-        self.bodies.append(message.body)
-        message.complete()
-
-
-@contextlib.contextmanager
-def quick() -> Iterator[tuple[Caller, Hooked, SharedCarrier]]:
-    """A caller whose next transaction, of either side, is the core's; and a peer that is played by hand."""
-    region, client = LocalRegion(CHANNELS), Hooked()
-    try:
-        with region.join(0) as front, region.join(1) as back:
-            mine, theirs = (SharedPort(mapped, "calls", spin=0.0, release=lambda: None) for mapped in (front, back))
-            made, peer = Caller(mine, Resources(), client), None
-            for _ in range(50):
-                made.endpoint.pump(0.0)
-                theirs.look()
-                peer = peer or theirs.connection()
-            assert peer is not None
-            peer.post(hello(Quotas()))
-            made.connect(10)
-            assert len(peer.take(0.0)) == 1  # its HELLO
-            made.endpoint.pump(0.0)
-            armed(made)
-            try:
-                yield made, client, peer
-            finally:
-                made.close()
-                theirs.close()
-    finally:
-        region.close()
-
-
-def armed(made: Caller) -> None:
-    """Both are left to the core."""
-    assert made.endpoint._line is not None
-    assert made._slots.line is not None
 
 
 def ask(made: Caller, peer: SharedCarrier, tag: int, body: bytes = b"question") -> None:
@@ -92,12 +30,6 @@ def answers(peer: SharedCarrier) -> list[tuple[int, int, bytes]]:
     found = [parse(frame) for frame in peer.take(0.0)]
     assert all(kind == Kind.REPLY for kind, *_ in found)
     return [(tag, error, body) for _, error, tag, body in found]
-
-
-def next_tag(made: Caller) -> int:
-    """Of the transaction that the core sends next."""
-    assert made._slots.line is not None
-    return int(made._slots.line.tag) + 0x10000
 
 
 # -- requests of the peer
@@ -366,52 +298,57 @@ def test_an_interrupted_call_is_outstanding_and_its_answer_is_nobodys(monkeypatc
         assert made.endpoint.outstanding == 0
 
 
-def _play(peer: SharedCarrier, delays: dict[bytes, float], count: int) -> threading.Thread:
-    """A peer that answers each request after so many seconds."""
-    def run() -> None:
-        due: list[tuple[float, int, bytes]] = []
-        left, end = count, time.monotonic() + 30
-        while left and time.monotonic() < end:
-            for frame in peer.take(0.005):
-                _, _, tag, body = parse(frame)
-                due.append((time.monotonic() + delays[body], tag, body))
-            for item in [item for item in due if item[0] <= time.monotonic()]:
-                due.remove(item)
-                peer.send(encode(Kind.REPLY, item[1], item[2] + b"!"))
-                left -= 1
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
 def test_an_answer_that_is_late_is_waited_for() -> None:
     with quick() as (made, _, peer):
-        playing = _play(peer, {b"late": 0.25, b"soon": 0.0}, 2)
+        playing = play(peer, {b"late": 0.25, b"soon": 0.0}, 2)
         assert made.transact(b"late") == b"late!"
         assert made.transact(b"soon") == b"soon!"
         playing.join()
         assert made.endpoint.outstanding == 0
 
 
-def test_a_second_thread_waits_until_the_first_is_out_of_the_core() -> None:
+def test_a_second_thread_waits_until_the_first_is_out_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idc.endpoint import blocking
+
+    inside, outside = threading.Event(), threading.Event()
+    transact = blocking._transact
+
+    def hold(*arguments: object) -> int:
+        inside.set()
+        result: int = transact(*arguments)
+        time.sleep(0.2)  # it has its answer, and is not out
+        outside.set()
+        return result
+
     with quick() as (made, _, peer):
-        playing, found = _play(peer, {b"late": 0.3, b"soon": 0.0}, 2), []
-        first = threading.Thread(target=lambda: found.append(made.transact(b"late")))
+        found: list[bytes] = []
+
+        def call() -> None:
+            made.endpoint.pump(0.0)
+            found.append(made.transact(b"first", timeout=30))  # it is the first, and the only one, from here on
+            made.endpoint.pump(0.0)
+            armed(made)
+            monkeypatch.setattr(blocking, "_transact", hold)
+            found.append(made.transact(b"late"))
+
         made._first = made._only = 0
+        playing, first = play(peer, {b"first": 0.0, b"late": 0.1, b"soon": 0.0}, 3), threading.Thread(target=call)
         first.start()
-        time.sleep(0.02)
-        found.append(made.transact(b"soon"))
+        assert inside.wait(30)
+        assert made._calling
+        answer = made.transact(b"soon")
+        assert outside.is_set(), "the second was inside the endpoint beside the first"
         first.join()
         playing.join()
-        assert sorted(found) == [b"late!", b"soon!"]
+        assert [*found, answer] == [b"first!", b"late!", b"soon!"]
         assert made._only == 0
+        assert made.endpoint.outstanding == 0
 
 
 def test_a_signals_handler_may_call_while_a_call_is_under_way() -> None:
     with quick() as (made, _, peer):
         inner: list[bytes] = []
-        playing = _play(peer, {b"outer": 0.3, b"inner": 0.0}, 2)
+        playing = play(peer, {b"outer": 0.3, b"inner": 0.0}, 2)
         before = signal.signal(signal.SIGALRM, lambda *_: inner.append(made.transact(b"inner")))
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.03)
