@@ -58,8 +58,10 @@ int64_t idc_lane_take(struct idc_lane *l, void *body, int64_t timeout_ns)
 {
     struct idc_wire *w = l->wire;
     bool told = false;
-    if (l->left > 0)
+    if (l->left > 0 || l->kept)
         return IDC_LANE_ELSE;
+    if (l->found)
+        return l->found;
     if (body != NULL)
         idc_wire_into(w, body);
     for (;;) {
@@ -69,13 +71,37 @@ int64_t idc_lane_take(struct idc_lane *l, void *body, int64_t timeout_ns)
         struct header head;
         uint64_t rest = w->apart ? w->body_len : l->len - sizeof head;
         if (!w->apart && l->len < sizeof head)
-            return IDC_LANE_OTHER;
+            return l->found = IDC_LANE_OTHER;
         memcpy(&head, w->apart ? w->head : w->in + w->first, sizeof head);
         if (head.flags == 0 && head.kind == DONE && rest == 0 && completes(l, head))
             told = true;
         else
-            return head.flags == 0 && head.kind == MESSAGE && holds(l, head, rest) ? IDC_LANE_MESSAGE : IDC_LANE_OTHER;
+            return l->found = head.flags == 0 && head.kind == MESSAGE && holds(l, head, rest) ? IDC_LANE_MESSAGE : IDC_LANE_OTHER;
     }
+}
+
+/* Whether the beginning of a frame is here, at `begin`. Notices before it are taken. */
+static bool next(struct idc_lane *l, uint32_t *len, struct header *head)
+{
+    struct idc_wire *w = l->wire;
+    while (w->end - w->begin >= BEGINS) {
+        memcpy(len, w->in + w->begin, sizeof *len);
+        memcpy(head, w->in + w->begin + sizeof *len, sizeof *head);
+        if (head->flags != 0 || head->kind != DONE || *len != sizeof *head || !completes(l, *head))
+            return true;
+        w->begin += BEGINS;
+    }
+    return false;
+}
+
+/* Whether there is another message, a part of it at least: its reader calls again. What else there is may be the last for long. */
+static bool more(struct idc_lane *l)
+{
+    uint32_t len;
+    struct header head;
+    if (l->holds > 0 || l->found || l->wire->body != NULL || l->wire->want != 0)
+        return true;
+    return next(l, &len, &head) ? head.kind == MESSAGE : idc_wire_coming(l->wire);
 }
 
 int idc_lane_done(struct idc_lane *l)
@@ -86,7 +112,7 @@ int idc_lane_done(struct idc_lane *l)
         return rc;
     l->first = (l->first + 1) % l->quota;
     l->holds--;
-    if (2 * ++l->unsaid < l->quota && (l->holds > 0 || idc_wire_ready(l->wire) || idc_wire_coming(l->wire)))
+    if (2 * ++l->unsaid < l->quota && more(l))
         return IDC_OK;
     l->unsaid = 0;
     return idc_wire_flush(l->wire, 0) == IDC_PEER ? IDC_PEER : IDC_OK;
@@ -102,35 +128,28 @@ static uint64_t ahead(const struct idc_lane *l)
 /* Goes into the message whose beginning is here. IDC_OK; IDC_AGAIN: it is not; IDC_LANE_ELSE. Notices are taken. */
 static int enter(struct idc_lane *l)
 {
-    struct idc_wire *w = l->wire;
-    if (w->body != NULL || w->want != 0)
+    uint32_t len;
+    struct header head;
+    if (l->wire->body != NULL || l->wire->want != 0)
         return IDC_LANE_ELSE;
-    while (w->end - w->begin >= BEGINS) {
-        uint32_t len;
-        struct header head;
-        memcpy(&len, w->in + w->begin, sizeof len);
-        memcpy(&head, w->in + w->begin + sizeof len, sizeof head);
-        bool plain = head.flags == 0 && len >= sizeof head && len <= w->longest;
-        if (plain && head.kind == DONE && len == sizeof head && completes(l, head)) {
-            w->begin += BEGINS;
-            continue;
-        }
-        if (!plain || head.kind != MESSAGE || len == sizeof head || !holds(l, head, len - sizeof head))
-            return IDC_LANE_ELSE;
-        w->begin += BEGINS;
-        l->left = l->whole = len - (uint32_t)sizeof head;
-        return IDC_OK;
-    }
-    return IDC_AGAIN;
+    if (!next(l, &len, &head))
+        return IDC_AGAIN;
+    bool plain = head.flags == 0 && head.kind == MESSAGE && len > sizeof head && len <= l->wire->longest;
+    if (!plain || !holds(l, head, len - sizeof head))
+        return IDC_LANE_ELSE;
+    l->wire->begin += BEGINS;
+    l->left = l->whole = len - (uint32_t)sizeof head;
+    return IDC_OK;
 }
 
 int64_t idc_lane_read(struct idc_lane *l, void *into, uint64_t most, int32_t how, int64_t timeout_ns)
 {
+    l->got = 0;
     int64_t rc = l->owed ? idc_lane_done(l) : IDC_OK;
     if (rc != IDC_OK && rc != IDC_PEER) /* over; what came before is still to be read */
         return rc;
     l->owed = 0;
-    if (l->kept && !(how & IDC_LANE_KEEP))
+    if (l->found || (l->kept && (l->left == 0 || !(how & IDC_LANE_KEEP))))
         return IDC_LANE_ELSE;
     while (l->left == 0 && (rc = enter(l)) != IDC_OK)
         if (rc != IDC_AGAIN || (rc = idc_wire_more(l->wire, BEGINS, ahead(l), timeout_ns)) != IDC_OK)
@@ -141,8 +160,9 @@ int64_t idc_lane_read(struct idc_lane *l, void *into, uint64_t most, int32_t how
     int64_t got = idc_wire_read(l->wire, into, len, how & IDC_LANE_ALL, len < l->left ? 0 : BEGINS + ahead(l), timeout_ns);
     if (got <= 0)
         return got;
+    l->got = (uint32_t)got;
     l->left -= (uint32_t)got;
-    l->kept = (how & IDC_LANE_KEEP) != 0 && l->left > 0;
+    l->kept = (how & IDC_LANE_KEEP) != 0;
     if (l->left == 0 && !(how & IDC_LANE_KEEP)) {
         rc = idc_lane_done(l);
         l->owed = rc != IDC_OK && rc != IDC_PEER; /* the next call says so, and this one what it has */

@@ -31,7 +31,9 @@ struct idc_lane {
     uint32_t len;                /* of the short frame that was found, at `first` of the wire */
     uint32_t left;               /* bytes of a message that is read in pieces: the newest of those held */
     uint32_t whole;              /* bytes of all of it, or of the last that was */
-    int32_t kept;                /* some of it was read to be kept, so that is to go on */
+    uint32_t got;                /* bytes that the last call of idc_lane_read gave: for who was interrupted as it returned */
+    int32_t found;               /* an idc_lane_found of which idc_lane_take says again and again what it is, until its user sets 0 */
+    int32_t kept;                /* some of it was read to be kept, so that is to go on, until its user sets 0 */
     int32_t owed;                /* it was read to its end, and could not be completed */
 };
 
@@ -43,11 +45,11 @@ int idc_lane_send(struct idc_lane *l, const void *body, uint64_t len);
  * Notices are taken on the way. IDC_LANE_ELSE: what is next is for idc_lane_take, or it is kept; or a negative result of idc_wire_take,
  * or of idc_lane_done. */
 int64_t idc_lane_read(struct idc_lane *l, void *into, uint64_t most, int32_t how, int64_t timeout_ns);
-/* `body`: where the body goes that the call before wanted, see idc_wire_into; NULL if none was. What comes next, within timeout_ns;
- * or a negative result
- * of idc_wire_take; IDC_LANE_ELSE: the rest of a message is idc_lane_read's. Several notices count as one. */
+/* `body`: where the body goes that the call before wanted, see idc_wire_into; NULL if none was. What comes next, within timeout_ns,
+ * to be taken before anything else is read, and then `found` set to 0; or a negative result of idc_wire_take; IDC_LANE_ELSE: the
+ * rest of a message is idc_lane_read's. Several notices count as one. */
 int64_t idc_lane_take(struct idc_lane *l, void *body, int64_t timeout_ns);
-/* Completes the oldest message. The sender is told as soon as nothing more is on its way, or it is short of half its quota:
+/* Completes the oldest message. The sender is told as soon as no other is on its way, or it is short of half its quota:
  * so one notice will do for many. IDC_OK or IDC_PEER, IDC_AGAIN, IDC_EINVAL. */
 int idc_lane_done(struct idc_lane *l);
 

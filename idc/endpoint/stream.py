@@ -24,6 +24,7 @@ from idc.endpoint.lane import Lane, lane_of
 from idc.endpoint.lifecycle import State
 from idc.endpoint.results import Completion, Result
 from idc.errors import ClosedError, MisuseError, PeerGoneError, TimedOutError
+from idc.transport.tcp import LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from idc.endpoint.session import IncomingMessage
     from idc.transport.base import Port
 
-_from_buffer, _read, _send = ffi.from_buffer, lib.idc_lane_read, lib.idc_lane_send
+_from_buffer, _unpack, _read, _send = ffi.from_buffer, ffi.unpack, lib.idc_lane_read, lib.idc_lane_send
 _AGAIN, _TOOBIG = lib.IDC_AGAIN, lib.IDC_TOOBIG
 
 
@@ -76,7 +77,7 @@ class Stream:
         self._until(lambda: self._endpoint.state is State.CONNECTED, timeout, "the other side did not come")
         if not self._connected:
             self._connected = True
-            self._lane = lane_of(self._endpoint, self._reader.messages)
+            self._lane = lane_of(self._endpoint, self._reader.messages, self._queue)
             self._core = None if self._lane is None else self._lane.core
 
     listen = connect
@@ -89,9 +90,14 @@ class Stream:
             PeerGoneError: the connection is over.
         """
         if (core := self._core) is not None and type(data) is bytes and data:
-            rc = _send(core, data, len(data))
-            if rc == 0 or (rc not in (_AGAIN, _TOOBIG) and self._lane.sent(rc, data)):  # type: ignore[union-attr]
-                return
+            lane: Lane = self._lane  # type: ignore[assignment]
+            if len(data) >= LONG:
+                if len(data) <= lane.longest and lane.send(data):
+                    return
+            else:
+                rc = _send(core, data, len(data))
+                if rc == 0 or (rc not in (_AGAIN, _TOOBIG) and lane.sent(rc, data)):
+                    return
         self.connect(timeout)
         most = self._endpoint.peer_quotas.parameter_bytes
         view = memoryview(data)
@@ -132,36 +138,41 @@ class Stream:
         """The next bytes, at least one and at most `most`; b"" once the connection is over. Raises TimedOutError."""
         if not self._connected and self._endpoint.state is State.CONNECTED:
             self.connect()
-        lane, since = self._lane, None
+        lane = self._lane
+        since = 0.0 if timeout is None else time.monotonic()
         if lane is not None and not self._queue and most > 0:
             if timeout != lane.timeout:
                 lane.within(timeout)
             came = lane.read(most)
             if came is not None:
                 return came
-            if timeout is not None:
-                since = time.monotonic() - lane.waited
         return self._receive(most, timeout, since)
 
-    def _receive(self, most: int, timeout: float | None, since: float | None) -> bytes:
-        reader, lane, queue = self._reader, self._lane, self._queue
-        if not queue and not reader.ended:
-            self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
-        if not queue:
-            return b""
+    def _receive(self, most: int, timeout: float | None, since: float) -> bytes:
+        reader, queue = self._reader, self._queue
+        while not queue or not queue[0]:
+            if queue:
+                self._done()  # no byte is in it, and none is the end
+            elif reader.ended:
+                return b""
+            else:
+                self._until(lambda: bool(queue) or reader.ended, timeout, "nothing was sent", since)
         body = queue[0]
         piece = body[self._at:self._at + most]
         self._at += len(piece)
         if self._at >= len(body):
             self._at = 0
-            queue.popleft()
-            if lane is not None:
-                lane.done()
-            else:
-                reader.messages.popleft().complete()
-                if not queue:  # what is here already, will be received: one notice for all of it
-                    self._endpoint.notify()
+            self._done()
         return piece
+
+    def _done(self) -> None:
+        self._queue.popleft()
+        if self._lane is not None:
+            self._lane.done()
+        else:
+            self._reader.messages.popleft().complete()
+            if not self._queue:  # what is here already, will be received: one notice for all of it
+                self._endpoint.notify()
 
     def receive_into(self, buffer: bytearray | memoryview, most: int = 0, *, timeout: float | None = None) -> int:
         """The next bytes, to the beginning of a buffer: what a reader that has one saves memory and copies by.
@@ -185,16 +196,20 @@ class Stream:
             most = size
         if not 0 < most <= size:
             raise MisuseError(f"{most} bytes into a buffer of {size}: there must be room, for one at least")
-        lane, since = self._lane, None
-        if lane is not None and not self._queue:
+        lane, core = self._lane, self._core
+        since = 0.0 if timeout is None else time.monotonic()
+        if lane is not None and core is not None and not self._queue:
             if timeout != lane.timeout:
                 lane.within(timeout)
-            got = _read(self._core, memory, most, 0, lane.ns)
+            core.got = 0
+            try:
+                got = _read(core, memory, most, 0, lane.ns)
+            except BaseException:
+                lane.cut(_unpack(memory, core.got))
+                raise
             if got > 0:
                 return got  # type: ignore[no-any-return]
             lane.missed(got)
-            if timeout is not None:
-                since = time.monotonic() - lane.waited
         elif not self._connected and self._endpoint.state is State.CONNECTED:
             self.connect()
         piece = self._receive(most, timeout, since)
@@ -219,14 +234,17 @@ class Stream:
     def _until(self, condition: Callable[[], bool], timeout: float | None, what: str,
                since: float | None = None) -> None:
         deadline = None if timeout is None else (time.monotonic() if since is None else since) + timeout
+        late = False
         while not condition():
             if self._closed:
                 raise ClosedError("this stream is closed")
             if self._reader.ended:
                 raise PeerGoneError(self._endpoint.reason or "the connection is over")
             left = NAP if deadline is None else min(NAP, deadline - time.monotonic())
-            if left <= 0:
+            if late:
                 raise TimedOutError(f"{what} within {timeout:g} s")
+            if left <= 0:  # one look at what is here, though nobody waits for it any more
+                left, late = 0.0, True
             if self._lane is None:
                 self._endpoint.pump(left)
             elif (body := self._lane.take(left)) is not None:

@@ -93,7 +93,7 @@ class TcpCarrier:
     Attributes:
         wire: the core's share.
         body: of a long frame, while it comes.
-        lends: bodies that the core has to send, where they lie.
+        lends: bodies that the core has to send, where they lie; each with how many were lent before it.
     """
 
     capacity = CAPACITY
@@ -119,7 +119,7 @@ class TcpCarrier:
         self._lens = ffi.new("uint32_t[]", BATCH)
         self._posted = ffi.new("int32_t *")
         self.body = b""
-        self.lends: deque[bytes] = deque()
+        self.lends: deque[tuple[int, bytes]] = deque()
         # The C library gives free memory back to the kernel beyond a threshold that it learns from what is freed, and
         # gets it again page by page: a third of the time of a frame of 64 KiB in an emulated guest.
         bytearray(LEARNED)
@@ -138,21 +138,29 @@ class TcpCarrier:
             return
         if type(body) is not bytes:
             body = bytes(body)  # its own: what is sent later must not change
-        rc = _post(self.wire, frame, len(frame), body, len(body))
-        if rc != _OK:
+        if len(body) < LONG:
+            if (rc := _post(self.wire, frame, len(frame), body, len(body))) != _OK:
+                raise self.refused(rc)
+            return
+        self.lend(body)
+        if (rc := _post(self.wire, frame, len(frame), body, len(body))) != _OK:
+            self.settle()
             raise self.refused(rc)
-        if len(body) >= LONG:
-            self.lends.append(body)
+        self.lent(body)
 
     def send(self, frame: bytes, body: bytes = b"") -> None:
         """See there."""
         if type(body) is not bytes:
             body = bytes(body)
+        if long := len(body) >= LONG:
+            self.lend(body)
         rc = _send(self.wire, frame, len(frame), body, len(body))
+        if long and rc == _OK:
+            self.lent(body)
+        if long or self.wire.unsent:
+            self.settle()
         if rc != _OK:
             raise self.refused(rc)
-        if self.wire.unsent:
-            self.lend(body)
 
     def traced(self, trace: EndpointTrace | None) -> bool:
         """See there."""
@@ -165,7 +173,7 @@ class TcpCarrier:
             body = bytes(body)
         wire, posted, long = self.wire, self._posted, len(body) >= LONG
         if long:
-            self.lends.append(body)  # before the core has it, whatever interrupts this
+            self.lend(body)
         if timeout != self._timeout:
             self._timeout, self._timeout_ns = timeout, int(timeout * 1e9)
         rc = _call(wire, frame, len(frame), body, len(body), self._lens, self._timeout_ns, posted)
@@ -175,9 +183,10 @@ class TcpCarrier:
                 self.settle()
             return (_unpack(self._only, rc - ONE),)
         if rc < 0 and not posted[0]:
-            if long:
-                self.lends.pop()
+            self.settle()
             raise self.refused(rc)
+        if long:
+            self.lent(body)
         frames = self._frames(rc) if rc > 0 else []
         if wire.want:
             self.find_room()
@@ -194,10 +203,14 @@ class TcpCarrier:
         return bool(self._posted[0])
 
     def lend(self, body: bytes) -> None:
-        """After a frame was sent, but not all of it: its body is kept as long as the core needs it."""
-        if len(body) >= LONG:
-            self.lends.append(body)
-        self.settle()
+        """Before a body of LONG bytes or more is sent: from here on it is kept as long as the core may need it,
+        whatever interrupts this thread, and `settle` lets it go."""
+        self.lends.append((self.wire.lent, body))
+
+    def lent(self, body: bytes) -> None:
+        """After that, if the core took it, and may have left some of it."""
+        if not self.lends or self.lends[-1][0] + 1 != self.wire.lent:  # a signal's handler has sent another between
+            self.lends.append((self.wire.lent - 1, body))
 
     def refused(self, rc: int) -> DisconnectedError:
         """What it means that a frame was not taken. Raises MemoryError."""
@@ -219,9 +232,12 @@ class TcpCarrier:
 
     def settle(self) -> None:
         """What the core has sent is not needed any more, and what it has not, is to be when there is room."""
-        wire = self.wire
-        for _ in range(len(self.lends) - (wire.bodies_end - wire.bodies_begin)):
-            self.lends.popleft()
+        wire, lends = self.wire, self.lends
+        if lends:
+            if wire.returned == wire.lent:
+                lends.clear()  # also what was never taken
+            while lends and lends[0][0] < wire.returned:
+                lends.popleft()
         writing = wire.unsent > 0 and not wire.error
         if writing != self._writing:
             self._writing = writing

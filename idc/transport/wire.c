@@ -69,8 +69,10 @@ int idc_wire_post(struct idc_wire *w, const void *head, uint64_t head_len, const
     if (body_len > beside)
         memcpy(at + LENGTH + head_len, body, body_len);
     w->out_end += bytes;
-    if (beside != 0)
+    if (beside != 0) {
         w->bodies[w->bodies_end++] = (struct idc_wire_body){.base = body, .len = beside, .mark = w->out_end};
+        w->lent++;
+    }
     w->unsent += bytes + beside;
     return IDC_OK;
 }
@@ -110,6 +112,7 @@ static void forget(struct idc_wire *w, uint64_t sent)
         body->len -= n;
         sent -= n;
         w->bodies_begin += body->len == 0;
+        w->returned += body->len == 0;
     }
 }
 
@@ -390,6 +393,7 @@ void idc_wire_free(struct idc_wire *w)
     free(w->bodies);
     w->out = NULL;
     w->bodies = NULL;
+    w->returned = w->lent;
     w->out_room = w->out_begin = w->out_end = w->bodies_room = w->bodies_begin = w->bodies_end = w->unsent = 0;
 }
 

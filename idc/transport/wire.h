@@ -52,6 +52,7 @@ struct idc_wire {
     uint64_t out_room, out_begin, out_end;
     struct idc_wire_body *bodies;
     uint64_t bodies_room, bodies_begin, bodies_end;
+    uint64_t lent, returned;  /* how many bodies there ever were, and how many of them are not among them any more */
     uint64_t unsent;          /* bytes, all together */
 };
 

@@ -46,6 +46,27 @@ static void check(struct end *e, const uint8_t *body, uint32_t i)
     e->bytes += len;
 }
 
+/* The rest of the message that was begun, in as many pieces as it comes in: 1, or why nothing came. Nothing else is read before. */
+static int64_t keep(struct end *e, uint32_t i, int64_t timeout_ns)
+{
+    uint32_t left = e->lane.left;
+    uint8_t *into = malloc(left);
+    int64_t got = idc_lane_read(&e->lane, into, left, IDC_LANE_ALL | IDC_LANE_KEEP, timeout_ns);
+    assert(e->lane.got == (got > 0 ? got : 0) && e->lane.left == left - e->lane.got);
+    if (got > 0) {
+        assert(into[0] == i % 256 && into[got - 1] == i % 256 && e->lane.kept);
+        assert(idc_lane_take(&e->lane, NULL, 0) == IDC_LANE_ELSE);
+        assert(idc_lane_read(&e->lane, into, left, 0, 0) == IDC_LANE_ELSE);
+        e->bytes += (uint64_t)got;
+    }
+    free(into);
+    if (got <= 0 || e->lane.left > 0)
+        return got > 0 ? IDC_AGAIN : got;
+    e->lane.kept = 0;
+    assert(idc_lane_done(&e->lane) == IDC_OK);
+    return 1;
+}
+
 /* Pieces of odd lengths, to memory of just that length, until a message is at its end: 1; IDC_LANE_ELSE: it is to be taken. */
 static int64_t read_in_place(struct end *e, uint32_t i, uint32_t *at, int64_t timeout_ns)
 {
@@ -55,6 +76,11 @@ static int64_t read_in_place(struct end *e, uint32_t i, uint32_t *at, int64_t ti
         return got;
     assert(e->lane.left + *at == length_of(i) && e->lane.whole == length_of(i));
     uint64_t len = most[(i + *at) % 5];
+    if (i % 7 == 3) { /* to be kept, all that is left of it; completed by its user */
+        got = keep(e, i, timeout_ns);
+        *at = got == 1 ? 0 : length_of(i) - e->lane.left;
+        return got;
+    }
     uint8_t *into = malloc(len);
     got = idc_lane_read(&e->lane, into, len, (int32_t)((i >> 3) & IDC_LANE_ALL), timeout_ns);
     if (got > 0) {
@@ -80,7 +106,8 @@ static void *both_ways(void *end)
         sent += rc >= 0;
         int64_t timeout_ns = rc >= 0 ? 0 : 10000000;
         if (e->reads && received < rounds) {
-            int64_t got = read_in_place(e, received, &at, timeout_ns);
+            int64_t got = e->lane.kept ? keep(e, received, timeout_ns) : read_in_place(e, received, &at, timeout_ns);
+            at = got == 1 ? 0 : at;
             received += got == 1;
             assert(got == 1 || got == IDC_LANE_ELSE || got == IDC_AGAIN || got == IDC_TIMEOUT || got == IDC_INTR);
             if (got != IDC_LANE_ELSE)
@@ -95,7 +122,10 @@ static void *both_ways(void *end)
         assert(got == IDC_LANE_MESSAGE || got == IDC_LANE_DONE || got == IDC_AGAIN || got == IDC_TIMEOUT || got == IDC_INTR);
         if (got != IDC_LANE_MESSAGE)
             continue;
+        assert(idc_lane_take(&e->lane, NULL, 0) == IDC_LANE_MESSAGE); /* as often as asked, */
+        assert(!e->reads || idc_lane_read(&e->lane, &at, 1, 0, 0) == IDC_LANE_ELSE);
         check(e, body, received++);
+        e->lane.found = 0; /* until it is taken */
         if (e->wire.apart) {
             free(body);
             body = NULL;
@@ -135,6 +165,7 @@ static void ill(uint32_t seed)
         assert(got == IDC_LANE_ELSE || got == IDC_PEER);
     while ((got = idc_lane_take(&e->lane, NULL, 1000000000)) == IDC_LANE_MESSAGE || got == IDC_LANE_DONE) {
         assert(e->lane.holds <= QUOTA && e->lane.outstanding <= 1);
+        e->lane.found = 0;
         if (got == IDC_LANE_MESSAGE && rand() % 2)
             assert(idc_lane_done(&e->lane) == IDC_OK);
     }

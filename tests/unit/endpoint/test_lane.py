@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import random
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from idc._core import lib
+from idc.endpoint import lane as lanes
 from idc.endpoint import stream as streams
 from idc.endpoint.endpoint import Resources
-from idc.endpoint.frames import Kind, Quotas, bye, encode, hello
+from idc.endpoint.frames import Kind, Quotas, bye, encode, hello, parse
 from idc.endpoint.stream import Stream
 from idc.errors import MisuseError, PeerGoneError, TimedOutError
 from idc.transport.tcp import LONG, DialPort, ListenPort, TcpCarrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from idc._core import Pointer
 
 QUOTAS = Quotas(requests=2, messages=2, parameter_bytes=2 * LONG, status_bytes=64)
 WIDE = Quotas(messages=16, parameter_bytes=1 << 20)
@@ -280,3 +286,189 @@ def test_what_was_received_before_there_is_a_lane_is_completed_by_it(first: int)
         assert answers == [b"ok", b"flushed"]
         assert one._lane is not None
         assert one._lane.core.holds == 0
+
+
+class Peer:
+    """Of a stream: a bare socket, which has said hello."""
+
+    def __init__(self, quotas: Quotas = WIDE) -> None:
+        port = ListenPort("127.0.0.1", 0)
+        self.stream = Stream(port, Resources(quotas, messages=16))
+        self.socket = socket.create_connection(port.address)
+        self.send(hello(quotas))
+        self.stream.connect(10)
+        self.core: Pointer = self.stream._core
+        assert self.frame()[0] == Kind.HELLO
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.sendall(b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames))
+
+    def arrived(self, number: int) -> None:
+        """Wait until so many bytes can be read by the stream."""
+        fd = self.stream._endpoint._carrier._socket.fileno()  # type: ignore[union-attr]
+        with socket.socket(fileno=os.dup(fd)) as there:
+            while len(there.recv(number, socket.MSG_PEEK)) < number:
+                pass
+
+    def frame(self) -> tuple[int, int]:
+        """The next that comes: its kind and tag."""
+        self.socket.settimeout(10)
+        length = int.from_bytes(self.socket.recv(4, socket.MSG_WAITALL), "little")
+        kind, _, tag, _ = parse(self.socket.recv(length, socket.MSG_WAITALL))
+        return kind, tag
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.stream.close()
+    peer.socket.close()
+
+
+def once(stream: Stream, most: int) -> bytes:
+    return stream.receive(most, timeout=10)
+
+
+def once_into(stream: Stream, most: int) -> bytes:
+    into = bytearray(most)
+    return bytes(into[:stream.receive_into(into, timeout=10)])
+
+
+@pytest.mark.parametrize("read", [once, once_into], ids=["receive", "receive_into"])
+@pytest.mark.parametrize("behind", [Kind.DONE, Kind.REQUEST], ids=["a notice", "another frame"])
+@pytest.mark.parametrize("length", [5, LONG], ids=["short", "long"])
+def test_it_is_told_beside_what_is_no_message(peer: Peer, length: int, behind: Kind,
+                                              read: Callable[[Stream, int], bytes]) -> None:
+    peer.stream.send(b"mine")
+    mine = peer.frame()[1]
+    frames = [message(0x10001, length), encode(behind, mine)]
+    peer.send(*frames)
+    peer.arrived(sum(map(len, frames)) + 8)
+    assert len(read(peer.stream, 1 << 20)) == length
+    assert peer.frame() == (Kind.DONE, 0x10001)
+
+
+@pytest.mark.parametrize("read", [once, once_into], ids=["receive", "receive_into"])
+def test_an_empty_message_is_not_the_end(peer: Peer, read: Callable[[Stream, int], bytes]) -> None:
+    peer.stream.send(b"mine")
+    mine = peer.frame()[1]
+    frames = [message(0x10001, 0), message(0x10002, 0), message(0x10003, 5), encode(Kind.DONE, mine)]
+    peer.send(*frames)
+    peer.arrived(sum(map(len, frames)) + 16)
+    assert read(peer.stream, 100) == b"m" * 5
+    assert [peer.frame() for _ in range(3)] == [(Kind.DONE, tag) for tag in (0x10001, 0x10002, 0x10003)]
+    peer.send(message(0x10004, 0))
+    with pytest.raises(TimedOutError):
+        peer.stream.receive(100, timeout=0.01)
+    peer.send(bye("enough"))
+    assert read(peer.stream, 100) == b""
+
+
+def test_an_empty_message_is_not_the_end_where_the_core_moves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "lane_of", lambda *_: None)
+    peer = Peer()
+    with peer.stream, peer.socket:
+        peer.send(message(0x10001, 0), message(0x10002, 5))
+        assert once(peer.stream, 100) == b"m" * 5
+        assert [peer.frame() for _ in range(2)] == [(Kind.DONE, 0x10001), (Kind.DONE, 0x10002)]
+
+
+@pytest.mark.parametrize("read", [
+    lambda stream: stream.receive(1 << 20, timeout=0),
+    lambda stream: stream.receive_into(bytearray(1 << 20), timeout=0) * b"m",
+], ids=["receive", "receive_into"])
+def test_who_does_not_wait_gets_what_is_here(peer: Peer, read: Callable[[Stream], bytes]) -> None:
+    whole = b"".join(len(frame).to_bytes(4, "little") + frame for frame in (message(0x10001, 10_000),))
+    peer.socket.sendall(whole[:5000])
+    assert peer.stream.receive(100, timeout=10) == b"m" * 100
+    peer.stream.send(b"mine")
+    with pytest.raises(TimedOutError):
+        peer.stream.flush(timeout=0)  # the rest is kept from here on
+    assert peer.core.kept
+    with pytest.raises(TimedOutError):
+        read(peer.stream)
+    peer.socket.sendall(whole[5000:])
+    peer.arrived(5012)
+    assert read(peer.stream) == b"m" * 9900
+    peer.send(bye("enough"))
+    peer.arrived(4 + len(bye("enough")))
+    assert read(peer.stream) == b""
+
+
+def test_a_time_out_is_waited_for_once(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it takes two calls of the core, and the first has waited for a message to begin."""
+    waited: list[int] = []
+    clock = [0]
+
+    def reading(core: object, memory: object, most: int, how: int, ns: int) -> int:
+        waited.append(ns)
+        clock[0] += 300_000_000
+        if most:
+            return int(lib.IDC_TIMEOUT)
+        peer.core.left = 5
+        return 0
+
+    monkeypatch.setattr(lanes, "_read", reading)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock[0])
+    lane = peer.stream._lane
+    assert lane is not None
+    lane.within(0.5)
+    assert lane.read(100) is None
+    assert waited == [500_000_000, 200_000_000]
+
+
+@pytest.mark.parametrize("since", ["TIMEOUT", "INTR"])
+def test_what_was_waited_counts_whatever_ended_it(peer: Peer, since: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    rests: list[float] = []
+
+    def reading(*_: object) -> int:
+        clock[0] += 0.4
+        return int(getattr(lib, f"IDC_{since}"))
+
+    def taking(rest: float) -> None:
+        rests.append(round(rest, 3))
+        clock[0] += rest
+
+    monkeypatch.setattr(lanes, "_read", reading)
+    monkeypatch.setattr(peer.stream._lane, "take", taking)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with pytest.raises(TimedOutError):
+        peer.stream.receive(100, timeout=0.5)
+    assert rests == [0.1, 0.0]
+
+
+def owing(peer: Peer) -> None:
+    """It has read a message, and cannot say so."""
+    peer.send(message(0x10001, 5))
+    peer.core.wire.most = 0  # may wait to be sent
+    assert once(peer.stream, 5) == b"m" * 5
+    assert peer.core.owed
+
+
+@pytest.mark.parametrize("read", [once, once_into], ids=["receive", "receive_into"])
+def test_why_it_cannot_be_told_is_said_at_the_next_call(peer: Peer, read: Callable[[Stream, int], bytes]) -> None:
+    owing(peer)
+    assert read(peer.stream, 5) == b""
+    assert "the peer does not read" in peer.stream._endpoint.reason
+
+
+@pytest.mark.parametrize("read", [once, once_into], ids=["receive", "receive_into"])
+def test_so_it_is_if_there_was_no_memory(peer: Peer, read: Callable[[Stream, int], bytes],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    owing(peer)
+    for module in (lanes, streams):
+        monkeypatch.setattr(module, "_read", lambda *_: lib.IDC_EINVAL)
+    with pytest.raises(MemoryError):
+        read(peer.stream, 5)
+
+
+def test_the_endpoint_reads_nothing_beside_its_lane(peer: Peer) -> None:
+    for tag in range(3):
+        peer.send(encode(Kind.REQUEST, tag, b"?"))
+        peer.arrived(13)
+        with pytest.raises(TimedOutError):
+            peer.stream.receive(1, timeout=0.02)
+        assert peer.frame()[0] == Kind.REPLY
+        assert peer.stream._endpoint._line is None
