@@ -60,7 +60,7 @@ _NOTHING_DONE: Final = lib.IDC_DUE
 _OTHERS: Final = "a handler in another thread's call did not end in time"
 #: Seconds between two looks whether the first thread has come out of the core, once there is a second.
 LOOK: Final = 1e-3
-_OK = Result.OK  # an Enum's members are looked up by a call of Python code
+_OK, _BACK_PRESSURED = Result.OK, Result.BACK_PRESSURED  # an Enum's members are looked up by a call of Python code
 
 
 def value_of(completion: Completion) -> bytes:
@@ -179,24 +179,25 @@ class Caller:
             ClosedError: the endpoint was destroyed.
         """
         if timeout is None and get_ident() == self._only and not self._calling:  # else a signal's handler calls
-            slots, endpoint, call = self._slots, self.endpoint, self._spare[0]
-            answer: bytes | Result = Result.BACK_PRESSURED
+            answer: bytes | Result = _BACK_PRESSURED
             try:
                 self._calling = True  # before the look whether another has come, who looks at this after he said so
                 if self._only:
-                    rc, line, status = _NOTHING_DONE, slots.line, slots.status
+                    rc, slots, endpoint = _NOTHING_DONE, self._slots, self.endpoint
+                    line = slots.line
                     if line is not None and slots.user is endpoint and type(parameters) is bytes:
-                        _room = endpoint._carrier  # what holds the memory, whatever a signal's handler does
+                        _room, status = endpoint._carrier, slots.status  # the first holds the memory of the second
                         rc = _transact(line, parameters, len(parameters))
                         if rc >= 0:
                             found: bytes = _unpack(status, rc)
                             self._calling = False
                             return found
+                    call = self._spare[0]
                     answer = self._transact(parameters, rc)
                 self._calling = False
             except BaseException:
                 try:
-                    endpoint.interrupted()
+                    self.endpoint.interrupted()
                     self._renew()  # the other may be told of an answer yet
                 finally:
                     self._calling = False
@@ -215,7 +216,7 @@ class Caller:
                 self.endpoint.unanswered()
             elif rc == _BUSY:  # it is too long, or something has to be dealt with before
                 self.endpoint.interrupted()
-                answer = Result.BACK_PRESSURED
+                answer = _BACK_PRESSURED
             else:
                 answer = self.endpoint.call(parameters, self._spare[1], NAP_ALONE)
             if type(answer) is not bytes:

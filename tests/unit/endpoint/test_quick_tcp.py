@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from idc.endpoint import Client, Endpoint, Resources
+from idc.endpoint import Client, Endpoint, Resources, blocking, endpoint
 from idc.endpoint.blocking import Caller
 from idc.endpoint.frames import Kind, Quotas, encode, hello, parse
 from idc.endpoint.session import RECEIVED
@@ -217,3 +217,56 @@ def test_while_a_trace_is_set_each_frame_is_noted() -> None:
         assert pumped(made, peer, 1) == [(2, b"a")]
         armed(made)
         assert len(notes.kinds) == 4
+
+
+@pytest.mark.parametrize("sent", [
+    [encode(Kind.REQUEST, 1, b"alone")], [encode(Kind.REQUEST, 1, b"alone"), encode(Kind.MESSAGE, 2, b"beside")]])
+def test_what_the_core_took_is_not_lost_when_a_signals_handler_raises(
+        sent: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    with quick() as (made, _, peer):
+        request = endpoint._request
+
+        def raising(*arguments: object) -> int:
+            monkeypatch.undo()
+            request(*arguments)
+            raise KeyboardInterrupt
+
+        for frame in sent:
+            peer.post(frame)
+        peer.flush()
+        monkeypatch.setattr(endpoint, "_request", raising)
+        with pytest.raises(KeyboardInterrupt):
+            made.endpoint.pump(10)
+        found: list[tuple[int, int, int, bytes]] = []
+        while len(found) < len(sent):
+            made.endpoint.pump(0.01)
+            found += [parse(frame) for frame in peer.take(0.0)]
+        assert {(kind, tag) for kind, _, tag, _ in found} == {(Kind.REPLY, 1), (Kind.DONE, 2)} or len(sent) == 1
+        assert (Kind.REPLY, 0, 1, b"alone") in found
+
+
+def test_an_error_in_place_of_the_answer_is_not_lost_when_a_signals_handler_raises(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    with quick() as (made, _, peer):
+        assert made._slots.line is not None
+        tag, transact = int(made._slots.line.tag) + 0x10000, blocking._transact
+
+        def raising(*arguments: object) -> int:
+            monkeypatch.undo()
+            transact(*arguments)
+            raise KeyboardInterrupt
+
+        def answer() -> None:
+            assert len(taken(peer, 1)) == 1
+            peer.send(encode(Kind.REPLY, tag, b"no", 7))
+
+        playing = threading.Thread(target=answer)
+        playing.start()
+        made._slots.line.patience_ns = 10_000_000_000
+        monkeypatch.setattr(blocking, "_transact", raising)
+        with pytest.raises(KeyboardInterrupt):
+            made.transact(b"question")
+        playing.join()
+        made.endpoint.pump(0.0)
+        assert made.endpoint.outstanding == 0
+        armed(made)
