@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 FIXED = """
 from testbed.accel import Verdict
 from testbed.bench.groups import Found
-from testbed.bench.names import Bench
+from testbed.bench.names import Alone, Bench
 from testbed.bench.rows import Row
 
 VALUE = {value}
 
 def measure(setting, pace):
     row = Row("fixed", "ivshmem", "process", "poll", "core", 64, "B/s", 1, value=VALUE, rounds=(VALUE,))
-    return Verdict("tcg", "nothing ran"), [Found(row, None)]
+    return Alone(Verdict("tcg", "nothing ran"), [Found(row, None)])
 
 BENCH = Bench("fixed", "a figure", alone=measure, default=False)
 """
