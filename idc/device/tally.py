@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at the counters.
 EVERY: Final = 0.5
+
+log = logging.getLogger("idc.device")
 
 
 class Tally:
@@ -31,9 +34,10 @@ class Tally:
         self._counters = counters
         self._text = b""
         self._due = 0.0
+        self._why = ""  # it could not be written, when it was last to be
 
     def look(self) -> None:
-        """Bring it up to date, if that is due. Raises OSError."""
+        """Bring it up to date, if that is due. Where it cannot be written a device goes on, and its log says so."""
         now = time.monotonic()
         if now < self._due:
             return
@@ -41,12 +45,22 @@ class Tally:
         text = json.dumps(self._counters()).encode()
         if text != self._text:
             self._text = text
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            staged = self._path.with_suffix(".new")
-            staged.write_bytes(text)
-            staged.replace(self._path)
+            try:
+                self._write(text)
+                self._why = ""
+            except OSError as error:
+                if str(error) != self._why:
+                    self._why = str(error)
+                    log.warning("counters cannot be left in %s: %s", self._path, error)
+
+    def _write(self, text: bytes) -> None:
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        staged = self._path.with_suffix(".new")
+        staged.write_bytes(text)
+        staged.replace(self._path)
 
     def remove(self) -> None:
         """The driver goes."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        for path in (self._path, self._path.with_suffix(".new")):  # the latter of a write that failed
+            with contextlib.suppress(OSError):
+                path.unlink()

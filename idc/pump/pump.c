@@ -72,30 +72,39 @@ static int64_t from_fds(struct idc_pump *p, const struct pollfd *polled)
 enum { IN_RING = 1, FDS_MOVED = 2, STOPPED = 3, WANTED = 4, FAILED = -100 };
 enum { YIELDED_NS = 20000 }; /* a yield this long: somebody else had the processor */
 
-static int spin(struct idc_pump *p, uint64_t budget_ns)
+static int try_fds(struct idc_pump *p)
+{
+    int64_t moved = from_fds(p, NULL);
+    return moved < 0 ? FAILED : moved > 0 ? FDS_MOVED : 0;
+}
+
+/* One poll of the ring, and each POLLS_PER_TRY of all else, too. */
+static inline int glance(struct idc_pump *p, uint32_t polls)
 {
     struct idc_ring *rx = p->engine->rx;
+    int rc = ready(rx, 1);
+    if (rc == 0 && polls > EAGER_POLLS)
+        cpu_relax();
+    if (rc == 0 && polls % POLLS_PER_TRY == 0)
+        rc = ready_or_ended(rx, 1);
+    return rc == 0 && polls % POLLS_PER_TRY == 0 ? try_fds(p) : rc;
+}
+
+static int spin(struct idc_pump *p, uint64_t budget_ns)
+{
     uint64_t start = idc_now_ns();
     for (uint32_t polls = 1;; polls++) {
-        int rc = ready(rx, 1);
+        int rc = glance(p, polls);
         if (rc != 0)
             return rc;
-        if (polls > EAGER_POLLS)
-            cpu_relax();
         if (polls % POLLS_PER_TRY != 0)
             continue;
-        rc = ready_or_ended(rx, 1);
-        if (rc != 0)
-            return rc;
-        int64_t moved = from_fds(p, NULL);
-        if (moved != 0)
-            return moved < 0 ? FAILED : FDS_MOVED;
         uint64_t now = idc_now_ns();
         if (now - start >= budget_ns)
             return 0;
         sched_yield(); /* whoever is to fill the descriptors may want this CPU: then it is not free to poll with */
         if (idc_now_ns() - now >= YIELDED_NS)
-            return (moved = from_fds(p, NULL)) == 0 ? WANTED : moved < 0 ? FAILED : FDS_MOVED;
+            return (rc = try_fds(p)) == 0 ? WANTED : rc;
     }
 }
 
@@ -145,26 +154,15 @@ static bool wanted(struct idc_pump *p, uint64_t elapsed, uint64_t own)
 /* Polls until then. Whoever else can run does so at each yield; WANTED: somebody did that, and has not done with it. */
 static int watch(struct idc_pump *p, uint64_t start, uint64_t until)
 {
-    struct idc_ring *rx = p->engine->rx;
     uint64_t now = start, looked = start, ran = own_ns(), own;
     int rc = 0;
     for (uint32_t polls = 1; rc == 0; polls++) {
-        rc = ready(rx, 1);
+        rc = glance(p, polls);
         if (rc != 0)
             break;
-        if (polls > EAGER_POLLS)
-            cpu_relax();
         if (polls % POLLS_PER_TRY != 0)
             continue;
-        rc = ready_or_ended(rx, 1);
-        if (rc != 0)
-            break;
-        int64_t moved = from_fds(p, NULL);
-        if (moved != 0)
-            rc = moved < 0 ? FAILED : FDS_MOVED;
         now = idc_now_ns();
-        if (rc != 0)
-            break;
         if (now < until && now - looked < LOOK_NS) {
             sched_yield();
             continue;
